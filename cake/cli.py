@@ -1,0 +1,241 @@
+"""The commands: options become dataclasses, then one call. Heavy imports wait until then."""
+
+import functools
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cake import __version__
+from cake.errors import CakeError
+from cake.options import ComputeOptions, MasterOptions, SamplingOptions, WorkerOptions
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+EXAMPLES = """\b
+Examples:
+  Everything on this machine, with the demo model:
+    cake-cli --prompt "Why is the sky blue?"
+  A worker; its name and blocks stand in the topology:
+    cake-cli --model Meta-Llama-3-8B --mode worker --name worker0 \\
+        --topology topology.yml --address 0.0.0.0:10128
+  The master, on the machine where you want the answer:
+    cake-cli --model Meta-Llama-3-8B --topology topology.yml --chat
+
+The text goes to stdout, everything else to stderr.
+"""
+
+
+def errors_in_one_line(command: Callable[..., None]) -> Callable[..., None]:
+    """What a person can mend ends in one line and exit code 2; `--debug` shows the traceback."""
+
+    @functools.wraps(command)
+    def run(debug: bool, **options: Any) -> None:
+        try:
+            command(debug=debug, **options)
+        except CakeError as error:
+            if debug:
+                logging.getLogger(__name__).exception("the whole story")
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(EXIT_BAD_INPUT)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            sys.exit(EXIT_INTERRUPTED)
+        except BrokenPipeError:
+            sys.stderr.close()  # whoever read our output has had enough of it
+            sys.exit(EXIT_INTERRUPTED)
+
+    return run
+
+
+DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks and the debug log.")
+POSITIVE = click.IntRange(min=1)
+
+
+@click.command(epilog=EXAMPLES, context_settings={"max_content_width": 100})
+@click.option(
+    "--mode",
+    type=click.Choice(["master", "worker"]),
+    default="master",
+    show_default=True,
+    help="The master runs the prompt; a worker serves blocks of the model to masters.",
+)
+@click.option(
+    "--model",
+    help="A folder with config.json and safetensors, a bundle of cake-split-model, or a Hugging "
+    "Face hub id, of which only the files are downloaded that this node needs.  "
+    "[default: the demo model, SmolLM2-135M-Instruct]",
+)
+@click.option(
+    "--topology",
+    type=click.Path(path_type=Path),
+    help="The YAML file that says which node serves which blocks; without it, all run here.",
+)
+@click.option("--name", help="Worker: its name in the topology.  [default: the only node in it]")
+@click.option(
+    "--address",
+    default="127.0.0.1:10128",
+    show_default=True,
+    help="Worker: host:port to listen on; 0.0.0.0:10128 to be reached from other machines.",
+)
+@click.option("--prompt", default="The sky is blue because ", show_default=True, help="The user's words.")
+@click.option(
+    "--system-prompt",
+    default="You are a helpful AI assistant.",
+    show_default=True,
+    help="The system's words; an empty string leaves them out.",
+)
+@click.option(
+    "--raw",
+    is_flag=True,
+    help="Continue the prompt as it is, without the model's chat template.",
+)
+@click.option("--chat", is_flag=True, help="Keep talking; Ctrl-C stops an answer, Ctrl-D leaves.")
+@click.option(
+    "-n",
+    "--sample-len",
+    type=POSITIVE,
+    default=100,
+    show_default=True,
+    help="Tokens to generate at most.",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    help="Higher is more surprising; 0 always takes the likeliest token.  [default: the model's, else 1.0]",
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    help="Choose among the likeliest tokens that together have this probability.  "
+    "[default: the model's, else all]",
+)
+@click.option(
+    "--top-k",
+    type=click.IntRange(min=0),
+    help="Choose among this many likeliest tokens; 0 for all.  [default: the model's, else all]",
+)
+@click.option(
+    "--repeat-penalty",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Above 1 discourages tokens that came recently.  [default: the model's, else 1.1]",
+)
+@click.option(
+    "--repeat-last-n",
+    type=click.IntRange(min=0),
+    default=128,
+    show_default=True,
+    help="How many of the last tokens the penalty looks at.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0, max=2**63 - 1),
+    default=299792458,
+    show_default=True,
+    help="The same seed gives the same text.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Numbers to compute in.  [default: the model's on an accelerator; on a CPU bfloat16 "
+    "where it computes in it, else float32]",
+)
+@click.option("--device", help="cuda:1, mps, xpu, cpu ...  [default: the best present]")
+@click.option("--cpu", is_flag=True, help="The same as --device cpu.")
+@click.option("--threads", type=POSITIVE, help="CPU threads of this process.  [default: all cores]")
+@click.option(
+    "--context",
+    type=click.IntRange(min=2),
+    help="Most tokens a session may hold.  [default: the model's, at most 8192]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the streamed text.")
+@DEBUG
+@click.version_option(__version__, prog_name="cake")
+@errors_in_one_line
+def main(mode: str, debug: bool, **options: Any) -> None:
+    """Run a large language model of the Llama 3 family across your devices.
+
+    Each worker serves a span of the model's transformer blocks; the master reads the prompt, sends
+    hidden states through the workers, and prints the text that one machine would have written.
+    """
+    _set_up_output(debug, logging.INFO if mode == "worker" else logging.WARNING)
+    compute = ComputeOptions(
+        model=options["model"],
+        dtype=options["dtype"],
+        device="cpu" if options["cpu"] else options["device"],
+        threads=options["threads"],
+        context=options["context"],
+    )
+    if mode == "worker":
+        from cake.worker_command import run_worker
+
+        run_worker(WorkerOptions(compute, options["topology"], options["name"], options["address"]))
+    else:
+        from cake.master import run_master
+
+        run_master(_master_options(compute, options))
+
+
+def _master_options(compute: ComputeOptions, options: dict[str, Any]) -> MasterOptions:
+    if options["chat"] and options["as_json"]:
+        raise CakeError("--chat and --json do not go together; choose one")
+    sampling = SamplingOptions(
+        temperature=options["temperature"],
+        top_p=options["top_p"],
+        top_k=options["top_k"],
+        repeat_penalty=options["repeat_penalty"],
+        repeat_last_n=options["repeat_last_n"],
+        seed=options["seed"],
+    )
+    return MasterOptions(
+        compute=compute,
+        sampling=sampling,
+        topology=options["topology"],
+        prompt=options["prompt"],
+        system_prompt=options["system_prompt"],
+        raw=options["raw"],
+        chat=options["chat"],
+        max_tokens=options["sample_len"],
+        as_json=options["as_json"],
+    )
+
+
+@click.command(context_settings={"max_content_width": 100})
+@click.option("--model-path", required=True, help="The model's folder, or a Hugging Face hub id.")
+@click.option("--topology", required=True, type=click.Path(path_type=Path), help="Who serves which blocks.")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Where the bundles go.")
+@DEBUG
+@click.version_option(__version__, prog_name="cake")
+@errors_in_one_line
+def split_model(model_path: str, topology: Path, output: Path, debug: bool) -> None:
+    """Cut a model into bundles, so that each node stores only its own blocks.
+
+    For every node of the topology, OUTPUT/NODE-node/ gets a topology.yml and a model/ folder from
+    which that worker starts alone; OUTPUT/master-node/ gets what the master needs:
+
+    \b
+      cake-cli --mode worker --model OUTPUT/worker0-node --address 0.0.0.0:10128
+      cake-cli --model OUTPUT/master-node
+    """
+    _set_up_output(debug, logging.WARNING)
+    from cake.weights.split import split
+
+    split(model_path, topology, output)
+
+
+def _set_up_output(debug: bool, level: int) -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.WARNING,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        force=True,
+    )
+    logging.getLogger("cake").setLevel(logging.DEBUG if debug else level)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8")  # a pipe on Windows would choke on most scripts

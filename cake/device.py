@@ -1,0 +1,108 @@
+"""The device that a process computes on: which one, in what numbers, and the thread that runs it."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+import torch
+
+from cake.errors import CakeError
+from cake.model.linear import Placement
+from cake.protocol.tensors import DTYPES
+
+DEFAULT_CONTEXT = 8192
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device called `name`, or the best present. Raises `CakeError` if it is not there."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name is None:
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        present = f"cpu, {accelerator.type}" if accelerator else "cpu"
+        raise CakeError(f"the device {name!r} is not here; present: {present}") from error
+    return device
+
+
+def choose_dtype(name: str | None, checkpoint_dtype: str, device: torch.device) -> torch.dtype:
+    """The dtype called `name`; else the checkpoint's on an accelerator, the CPU's best on a CPU."""
+    if name is not None:
+        return DTYPES[name]
+    if device.type != "cpu":
+        return DTYPES.get(checkpoint_dtype, torch.float32)
+    return torch.bfloat16 if _cpu_computes_bfloat16() else torch.float32
+
+
+def choose_context(chosen: int | None, of_model: int) -> int:
+    """Tokens that a session may hold: the choice, else the model's own, at most 8192."""
+    if chosen is None:
+        return min(of_model, DEFAULT_CONTEXT)
+    if chosen > of_model:
+        raise CakeError(f"--context {chosen} is more than the {of_model} that the model was made for")
+    return chosen
+
+
+def _cpu_computes_bfloat16() -> bool:
+    """Whether matrix products in bfloat16 have instructions of their own (else they are emulated)."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+class StoppedError(Exception):
+    """The work was abandoned because the process is ending."""
+
+
+class DeviceThread:
+    """The one thread in which a process runs torch, so that the event loop always answers.
+
+    Work is done in the order in which it was handed in.
+    """
+
+    def __init__(self, placement: Placement, threads: int | None = None) -> None:
+        self.placement = placement
+        self._stopping = threading.Event()
+        self._threads = threads or available_cores()
+        self._executor = ThreadPoolExecutor(1, "device", initializer=self._set_threads)
+
+    def _set_threads(self) -> None:
+        torch.set_num_threads(self._threads)
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call `function` in the thread, without autograd, and wait for what it returns."""
+
+        def call() -> T:
+            self.check()
+            with torch.inference_mode():
+                return function(*args, **kwargs)
+
+        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+
+    def check(self) -> None:
+        """Called between the parts of long work; raises `StoppedError` once `close` was called."""
+        if self._stopping.is_set():
+            raise StoppedError
+
+    def synchronize(self) -> None:
+        """Wait until an accelerator has done what it was given, so that times are true."""
+        if self.placement.device.type != "cpu":
+            torch.accelerator.synchronize(self.placement.device)
+
+    def close(self) -> None:
+        """Abandon what waits and, at its next `check`, what runs."""
+        self._stopping.set()
+        self._executor.shutdown(wait=False, cancel_futures=True)

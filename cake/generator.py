@@ -1,0 +1,96 @@
+"""The generator: a prompt becomes tokens, and tokens become text, one piece at a time.
+
+An async iterator that the terminal consumes; knows nothing of terminals, files or sockets.
+"""
+
+import itertools
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from cake.errors import PromptTooLongError
+from cake.model.sampling import Sampler, SamplingParams
+from cake.model.tokenizer import Detokenizer, Tokenizer
+from cake.pipeline import Pipeline
+from cake.session import Session, advance
+
+FinishReason = Literal["stop", "length"]
+PROMPT_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One generated token and the text that it completes; the last one says why it is the last."""
+
+    token: int
+    text: str
+    finish_reason: FinishReason | None = None
+
+
+class Generator:
+    """Answers prompts on a pipeline."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        tokenizer: Tokenizer,
+        stop_ids: frozenset[int],
+        prompt_chunk: int = PROMPT_CHUNK,
+    ) -> None:
+        self.pipeline, self.tokenizer = pipeline, tokenizer
+        self._stop_ids, self._prompt_chunk = stop_ids, prompt_chunk
+        self._numbers = itertools.count()
+
+    def open_session(self) -> Session:
+        """A session of its own; end it with `close_session`."""
+        return Session(next(self._numbers))
+
+    async def close_session(self, session: Session) -> None:
+        """Free the session in every stage."""
+        await self.pipeline.forget(session.number)
+
+    def check_prompt(self, prompt: Sequence[int]) -> None:
+        """Raise `PromptTooLongError` unless the prompt leaves room for at least one token."""
+        context = self.pipeline.context
+        if len(prompt) >= context:
+            raise PromptTooLongError(
+                f"the prompt has {len(prompt)} tokens and the context holds {context}, one of them "
+                "for the answer; shorten the prompt or raise --context"
+            )
+
+    async def generate(
+        self,
+        session: Session,
+        prompt: Sequence[int],
+        sampling: SamplingParams,
+        max_tokens: int,
+        on_progress: Callable[[int], object] = lambda _: None,
+    ) -> AsyncIterator[Piece]:
+        """Run the prompt and yield up to `max_tokens` tokens as they are made.
+
+        `on_progress` is told how many tokens each part of the prompt had that is done.
+
+        What the prompt shares with the session's tokens so far is not run again. Ends with the
+        reason "stop" at one of the model's end tokens, with "length" at `max_tokens` or when the
+        context is full.
+        """
+        self.check_prompt(prompt)
+        session.keep_prefix(prompt)
+        sampler, detokenizer = Sampler(sampling), Detokenizer(self.tokenizer)
+        room = min(max_tokens, self.pipeline.context - len(prompt))
+        for made in range(1, room + 1):
+            hidden = await advance(self.pipeline, session, self._prompt_chunk, on_progress)
+            logits = (await self.pipeline.logits(hidden))[0]
+            token = sampler.sample(logits, session.ids)
+            session.ids.append(token)
+            text = detokenizer.add(token)
+            reason: FinishReason | None = None
+            if token in self._stop_ids:
+                reason = "stop"
+            elif made == room:
+                reason = "length"
+            if reason:
+                text += detokenizer.finish()
+            yield Piece(token, text, reason)
+            if reason:
+                return

@@ -1,0 +1,168 @@
+"""The master: open a pipeline, run a prompt or a chat, report."""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+from cake.device import DeviceThread, choose_context, choose_device, choose_dtype
+from cake.generator import Generator
+from cake.model.linear import Placement
+from cake.model.sampling import SamplingParams
+from cake.model.tokenizer import Tokenizer
+from cake.options import MasterOptions, SamplingOptions
+from cake.pipeline import open_pipeline
+from cake.remote import Patience
+from cake.report import Answer, as_json, closing_lines, topology_table
+from cake.session import Session
+from cake.topology import Topology, load_topology
+from cake.weights.checkpoint import Checkpoint, block_of, open_checkpoint
+
+
+def run_master(options: MasterOptions, patience: Patience | None = None) -> None:
+    """Do what the options say; the text goes to stdout, everything else to stderr."""
+    asyncio.run(_run(options, patience or Patience()))
+
+
+async def _run(options: MasterOptions, patience: Patience) -> None:
+    topology = load_topology(options.topology) if options.topology else Topology({})
+    checkpoint = open_checkpoint(options.compute.model, wanted_by_master(topology))
+    tokenizer = Tokenizer(checkpoint.folder)
+    master = Master(options, topology, checkpoint, tokenizer)
+    prompt = None if options.chat else master.encode(options.prompt)
+    generator = await master.open(patience)
+    try:
+        if prompt is None:
+            from cake.chat import run_chat
+
+            await run_chat(master, generator)
+        else:
+            await master.answer_once(generator, prompt)
+    finally:
+        await generator.pipeline.close()
+
+
+def wanted_by_master(topology: Topology) -> Callable[[str], bool]:
+    """Which tensors the master needs: all but those of blocks that a node serves."""
+    served = {block for node in topology.nodes.values() for span in node.spans for block in span}
+    return lambda name: block_of(name) not in served
+
+
+class Master:
+    """One run's parts: its options, model and tokenizer."""
+
+    def __init__(
+        self,
+        options: MasterOptions,
+        topology: Topology,
+        checkpoint: Checkpoint,
+        tokenizer: Tokenizer,
+    ) -> None:
+        self.options, self.tokenizer = options, tokenizer
+        self.raw = options.raw or not tokenizer.has_chat_template
+        self.sampling = sampling_params(options.sampling, checkpoint.generation_config)
+        self._topology, self._checkpoint = topology, checkpoint
+
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of a single prompt, through the chat template unless the run is raw."""
+        if self.raw:
+            return self.tokenizer.encode(prompt)
+        return self.tokenizer.encode_chat([*self.system_messages(), message("user", prompt)])
+
+    def system_messages(self) -> list[dict[str, str]]:
+        """The chat's beginning; empty when there is no system prompt."""
+        words = self.options.system_prompt
+        return [message("system", words)] if words else []
+
+    async def open(self, patience: Patience) -> Generator:
+        """Connect, load, and show the table."""
+        compute, checkpoint = self.options.compute, self._checkpoint
+        device = choose_device(compute.device)
+        dtype = choose_dtype(compute.dtype, checkpoint.config.dtype, device)
+        context = choose_context(compute.context, checkpoint.config.context)
+        thread = DeviceThread(Placement(device, dtype), compute.threads)
+        layout = self._topology.layout(checkpoint.config.n_blocks)
+        n_local = sum(len(span) for node, span in layout if node is None)
+        with tqdm(total=n_local, desc="loading", unit="block", delay=1, leave=False) as bar:
+            pipeline = await open_pipeline(checkpoint, self._topology, thread, context, patience, bar.update)
+        tell(topology_table(checkpoint.name, self._topology, pipeline))
+        return Generator(pipeline, self.tokenizer, checkpoint.stop_ids)
+
+    async def answer_once(self, generator: Generator, prompt: list[int]) -> None:
+        """Answer and report, as text or as JSON."""
+        show = (lambda _: None) if self.options.as_json else show_text
+        answer = Answer(len(prompt))
+        try:
+            await self.answer(generator, generator.open_session(), prompt, show, answer)
+        finally:
+            if not self.options.as_json:
+                show_text("\n")
+        if self.options.as_json:
+            print(json.dumps(as_json(answer, generator.pipeline), ensure_ascii=False), flush=True)
+        else:
+            tell(closing_lines(answer, generator.pipeline))
+
+    async def answer(
+        self,
+        generator: Generator,
+        session: Session,
+        prompt: list[int],
+        show: Callable[[str], None],
+        answer: Answer,
+    ) -> None:
+        """Generate, showing each piece and writing it into `answer` as it comes."""
+        started = time.perf_counter()
+        limit = self.options.max_tokens
+        with tqdm(total=len(prompt), desc="prompt", unit="token", delay=2, leave=False) as bar:
+            pieces = generator.generate(session, prompt, self.sampling, limit, bar.update)
+            async for piece in pieces:
+                answer.last_token_s = time.perf_counter() - started
+                if not answer.token_ids:
+                    bar.close()
+                    answer.first_token_s = answer.last_token_s
+                answer.token_ids.append(piece.token)
+                answer.text += piece.text
+                answer.finish_reason = piece.finish_reason
+                show(piece.text)
+
+
+def sampling_params(chosen: SamplingOptions, model: Mapping[str, Any]) -> SamplingParams:
+    """The person's choice, else the model's `generation_config.json`, else the defaults."""
+    defaults = SamplingParams()
+    greedy = model.get("do_sample") is False
+    return SamplingParams(
+        temperature=_first(
+            chosen.temperature, 0.0 if greedy else model.get("temperature"), defaults.temperature
+        ),
+        top_p=_first(chosen.top_p, model.get("top_p"), defaults.top_p),
+        top_k=_first(chosen.top_k, model.get("top_k"), defaults.top_k),
+        repeat_penalty=_first(
+            chosen.repeat_penalty, model.get("repetition_penalty"), defaults.repeat_penalty
+        ),
+        repeat_last_n=chosen.repeat_last_n,
+        seed=chosen.seed,
+    )
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def message(role: str, content: str) -> dict[str, str]:
+    """One message of a chat, as chat templates want it."""
+    return {"role": role, "content": content}
+
+
+def show_text(text: str) -> None:
+    """To stdout, at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def tell(lines: str) -> None:
+    """To stderr."""
+    print(lines, file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""The mathematics of Llama: configuration, blocks, sampling, tokens. Knows nothing of networks."""

@@ -1,0 +1,82 @@
+"""Flat batches: hidden states of many tokens, and the segments that say whose tokens they are.
+
+Rule 1 of the design. A prompt, a chunk of a prompt, one decoded token, drafted tokens to verify and
+eight users' next tokens are the same thing: rows, and segments over them.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cake.model.cache import SessionCache
+from cake.model.rope import RopeTable
+
+
+@dataclass(frozen=True)
+class Segment:
+    """`length` consecutive tokens of one session, the first of them at `position`."""
+
+    session: Hashable
+    position: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Hidden states `[n_tokens, hidden_size]`; the segments' lengths add up to `n_tokens`."""
+
+    hidden: Tensor
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
+class StepSegment:
+    """A segment as attention sees it: its rows of the batch, its cache, its causal mask."""
+
+    rows: slice
+    position: int
+    cache: SessionCache
+    mask: Tensor | None  # [group * length, position + length], 0 or -inf; None lets all be seen
+
+
+@dataclass(frozen=True)
+class Step:
+    """What all blocks of a stage share while one batch passes through them."""
+
+    cos: Tensor  # [n_tokens, 1, head_dim]
+    sin: Tensor
+    segments: tuple[StepSegment, ...]
+
+    @classmethod
+    def prepare(
+        cls,
+        hidden: Tensor,
+        segments: Sequence[Segment],
+        caches: Sequence[SessionCache],
+        table: RopeTable,
+        group: int,
+    ) -> "Step":
+        """Positions, masks and caches; `caches` stand in the order of the segments."""
+        positions = [torch.arange(s.position, s.position + s.length) for s in segments]
+        cos, sin = table.at(torch.cat(positions).to(hidden.device))
+        views, start = [], 0
+        for segment, cache in zip(segments, caches, strict=True):
+            rows = slice(start, start + segment.length)
+            mask = causal_mask(segment.length, segment.position, group, hidden)
+            views.append(StepSegment(rows, segment.position, cache, mask))
+            start = rows.stop
+        return cls(cos, sin, tuple(views))
+
+
+def causal_mask(length: int, position: int, group: int, like: Tensor) -> Tensor | None:
+    """Which keys the tokens at `position ...` may see: all before them and themselves.
+
+    `[group * length, position + length]` in the dtype and on the device of `like`, the same rows
+    `group` times over (see `cake.model.llama`); none for a single token, which sees everything.
+    """
+    if length == 1:
+        return None
+    hidden_keys = torch.full((length, position + length), float("-inf"), dtype=like.dtype)
+    return hidden_keys.triu_(position + 1).repeat(group, 1).to(like.device)

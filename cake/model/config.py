@@ -1,0 +1,161 @@
+"""The shape of a model, read through one door from the many forms of `config.json`.
+
+Knows nothing of weights: a `ModelConfig` says what the tensors must look like, not where they are.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast
+
+from cake.errors import CheckpointError
+
+SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM",)
+SUPPORTED_ROPE_TYPES = ("default", "linear", "llama3")
+
+RopeType = Literal["default", "linear", "llama3"]
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary embedding: base frequency and how it is stretched for long contexts."""
+
+    theta: float
+    type: RopeType = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 1.0
+    original_context: int = 0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What the mathematics needs to know. Sizes are counts of elements."""
+
+    n_blocks: int
+    hidden_size: int
+    intermediate_size: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    context: int
+    norm_eps: float
+    rope: RopeConfig
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    tied_head: bool = False
+    dtype: str = "float32"
+    stop_ids: tuple[int, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over everything that changes the result of a block's computation."""
+        fields = asdict(self)
+        for name in ("dtype", "stop_ids", "context", "tied_head", "vocab_size"):
+            del fields[name]
+        text = json.dumps(fields, sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    @classmethod
+    def from_hf(cls, raw: Mapping[str, Any], where: str = "config.json") -> "ModelConfig":
+        """Read the contents of a Hugging Face `config.json`.
+
+        Raises `CheckpointError`, which names `where`, for an architecture or a variant that Cake
+        does not compute, and for a value that is missing or makes no sense.
+        """
+        _refuse_unsupported(raw, where)
+        number = _NumberReader(raw, where)
+        hidden_size, n_heads = number("hidden_size"), number("num_attention_heads")
+        config = cls(
+            n_blocks=number("num_hidden_layers"),
+            hidden_size=hidden_size,
+            intermediate_size=number("intermediate_size"),
+            n_heads=n_heads,
+            n_kv_heads=number("num_key_value_heads", n_heads),
+            head_dim=number("head_dim", hidden_size // n_heads),
+            vocab_size=number("vocab_size"),
+            context=number("max_position_embeddings", 2048),
+            norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+            rope=_rope(raw, where),
+            attention_bias=bool(raw.get("attention_bias", False)),
+            mlp_bias=bool(raw.get("mlp_bias", False)),
+            tied_head=bool(raw.get("tie_word_embeddings", False)),
+            dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
+            stop_ids=token_ids(raw.get("eos_token_id")),
+        )
+        if config.n_heads % config.n_kv_heads:
+            raise CheckpointError(
+                f"{where}: {n_heads} attention heads cannot share {config.n_kv_heads} key/value heads"
+            )
+        if config.head_dim % 2:
+            raise CheckpointError(f"{where}: head_dim {config.head_dim} is odd; rope needs pairs")
+        return config
+
+
+def token_ids(value: object) -> tuple[int, ...]:
+    """The forms of `eos_token_id`, none, a number or a list, as a tuple."""
+    if isinstance(value, int):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else ()
+
+
+class _NumberReader:
+    """Reads positive whole numbers and names the one that is not."""
+
+    def __init__(self, raw: Mapping[str, Any], where: str) -> None:
+        self._raw, self._where = raw, where
+
+    def __call__(self, name: str, default: int | None = None) -> int:
+        value = self._raw.get(name)
+        if value is None:
+            value = default
+        if type(value) is not int or value <= 0:
+            raise CheckpointError(f"{self._where}: {name} must be a positive whole number, not {value!r}")
+        return value
+
+
+def _refuse_unsupported(raw: Mapping[str, Any], where: str) -> None:
+    supported = ", ".join(SUPPORTED_ARCHITECTURES)
+    for name in raw.get("architectures") or ["an unnamed architecture"]:
+        if name not in SUPPORTED_ARCHITECTURES:
+            raise CheckpointError(f"{where}: {name} is not supported; Cake runs {supported}")
+    if raw.get("hidden_act", "silu") != "silu":
+        raise CheckpointError(
+            f"{where}: hidden_act {raw['hidden_act']!r} is not supported; Llama uses 'silu'"
+        )
+    if raw.get("quantization_config"):
+        method = raw["quantization_config"].get("quant_method", "unknown")
+        raise CheckpointError(
+            f"{where}: weights quantized with {method!r} are not supported; "
+            "take the model's float16 or bfloat16 version"
+        )
+
+
+def _rope(raw: Mapping[str, Any], where: str) -> RopeConfig:
+    """Both generations of the field: `rope_theta` + `rope_scaling`, and `rope_parameters`."""
+    scaling: Mapping[str, Any] = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    theta = float(scaling.get("rope_theta") or raw.get("rope_theta") or 10000.0)
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind not in SUPPORTED_ROPE_TYPES:
+        supported = ", ".join(SUPPORTED_ROPE_TYPES)
+        raise CheckpointError(f"{where}: rope scaling {kind!r} is not supported; Cake computes {supported}")
+    try:
+        return RopeConfig(theta, cast("RopeType", kind), **_rope_numbers(kind, scaling, raw))
+    except KeyError as error:
+        raise CheckpointError(f"{where}: rope scaling {kind!r} lacks {error}") from error
+
+
+def _rope_numbers(kind: str, scaling: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+    if kind == "default":
+        return {}
+    if kind == "linear":
+        return {"factor": float(scaling["factor"])}
+    original = scaling.get("original_max_position_embeddings")
+    return {
+        "factor": float(scaling["factor"]),
+        "low_freq_factor": float(scaling["low_freq_factor"]),
+        "high_freq_factor": float(scaling["high_freq_factor"]),
+        "original_context": int(original or raw["max_position_embeddings"]),
+    }

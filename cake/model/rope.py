@@ -1,0 +1,59 @@
+"""Rotary position embedding, with the frequency scaling of Llama 3.1.
+
+Sources: Su et al., RoFormer (arXiv:2104.09864); The Llama 3 Herd of Models (arXiv:2407.21783), whose
+scaling keeps high frequencies, divides low ones by `factor`, and blends in between.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from cake.model.config import RopeConfig
+
+
+def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
+    """Radians per position of each pair of channels, `[head_dim / 2]`, float32."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    frequencies = 1.0 / (rope.theta**exponents)
+    if rope.type == "linear":
+        return frequencies / rope.factor
+    if rope.type == "llama3":
+        return _llama3(frequencies, rope)
+    return frequencies
+
+
+def _llama3(frequencies: Tensor, rope: RopeConfig) -> Tensor:
+    wavelengths = 2 * math.pi / frequencies
+    turns = rope.original_context / wavelengths  # rotations within the original context
+    blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    blend = blend.clamp(0, 1)
+    return (1 - blend) * frequencies / rope.factor + blend * frequencies
+
+
+class RopeTable:
+    """Cosines and sines of every position up to `context`, computed once per stage."""
+
+    def __init__(
+        self,
+        rope: RopeConfig,
+        head_dim: int,
+        context: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        positions = torch.arange(context, dtype=torch.float32)
+        angles = torch.outer(positions, inverse_frequencies(rope, head_dim))
+        angles = torch.cat((angles, angles), dim=-1)  # [context, head_dim]
+        self._cos = angles.cos().to(device, dtype)
+        self._sin = angles.sin().to(device, dtype)
+
+    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine, each `[n_tokens, 1, head_dim]`, for positions `[n_tokens]`."""
+        return self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn `x` `[n_tokens, n_heads, head_dim]` by its position; channel i pairs with i + half."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin

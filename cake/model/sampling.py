@@ -1,0 +1,61 @@
+"""From logits to the next token."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DEFAULT_SEED = 299792458
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to choose a token. Temperature 0 takes the likeliest; none switches a filter off."""
+
+    temperature: float = 1.0
+    top_p: float | None = None
+    top_k: int | None = None
+    repeat_penalty: float = 1.1
+    repeat_last_n: int = 128
+    seed: int = DEFAULT_SEED
+
+
+class Sampler:
+    """Chooses tokens for one answer; the same seed and logits give the same tokens."""
+
+    def __init__(self, params: SamplingParams) -> None:
+        self._params = params
+        self._random = torch.Generator().manual_seed(params.seed)
+
+    def sample(self, logits: Tensor, ids: Sequence[int]) -> int:
+        """The next token after `ids`, from float32 logits `[vocab_size]` on the CPU."""
+        logits = self._penalized(logits, ids)
+        if self._params.temperature == 0:
+            return int(logits.argmax())
+        probabilities = self._filtered(logits / self._params.temperature).softmax(dim=-1)
+        return int(torch.multinomial(probabilities, 1, generator=self._random))
+
+    def _penalized(self, logits: Tensor, ids: Sequence[int]) -> Tensor:
+        """Make the last tokens less likely (Keskar et al., CTRL, arXiv:1909.05858)."""
+        penalty, last_n = self._params.repeat_penalty, self._params.repeat_last_n
+        if penalty == 1 or last_n == 0:
+            return logits
+        recent = torch.tensor(sorted(set(ids[-last_n:])))
+        scores = logits[recent]
+        logits = logits.clone()
+        logits[recent] = torch.where(scores < 0, scores * penalty, scores / penalty)
+        return logits
+
+    def _filtered(self, logits: Tensor) -> Tensor:
+        """Only the `top_k` likeliest stay, and of those the fewest that make up `top_p`."""
+        top_k, top_p = self._params.top_k, self._params.top_p
+        if top_k is not None and 0 < top_k < logits.shape[-1]:
+            threshold = logits.topk(top_k).values[-1]
+            logits = logits.masked_fill(logits < threshold, float("-inf"))
+        if top_p is not None and top_p < 1:
+            ordered, order = logits.sort(descending=True)
+            probabilities = ordered.softmax(dim=-1)
+            before = probabilities.cumsum(dim=-1) - probabilities
+            logits = logits.index_fill(0, order[before >= top_p], float("-inf"))
+        return logits

@@ -1,0 +1,87 @@
+"""Text to token ids and back: the chat template, and a detokenizer that streams whole characters.
+
+`transformers` does the work; this room knows which of its classes keeps to a model's own files.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cake.errors import CheckpointError
+
+Chat = Sequence[Mapping[str, str]]
+UNFINISHED = "\ufffd"
+
+
+class Tokenizer:
+    """A model's tokenizer."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+        # A class that is named in tokenizer_config.json may rebuild the tokenizer from its parts and
+        # lose some; the plain class takes tokenizer.json as it is.
+        has_file = (folder / "tokenizer.json").is_file()
+        kind = PreTrainedTokenizerFast if has_file else AutoTokenizer
+        try:
+            self._tokenizer: Any = kind.from_pretrained(str(folder))
+        except Exception as error:  # transformers raises whatever its parsers do
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{folder}: its tokenizer cannot be read: {reason}") from error
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model was trained to answer messages."""
+        return bool(self._tokenizer.chat_template)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text, with the start token where the model wants one."""
+        return list(self._tokenizer(text).input_ids)
+
+    def encode_chat(self, messages: Chat) -> list[int]:
+        """Token ids of a chat, up to where the assistant's answer begins."""
+        ids = self._tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, return_dict=False
+        )
+        return list(ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, without special tokens."""
+        return str(
+            self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
+
+
+class Detokenizer:
+    """Turns tokens into text as they come, and holds back what may become a whole character.
+
+    A token's text can depend on the one before it (spaces, bytes of one character), so each piece
+    is the difference between two decodings of a short window.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._start = 0  # the window's first token
+        self._shown = 0  # tokens whose text has been given out
+
+    def add(self, token: int) -> str:
+        """The text that is certain now; empty while a character is unfinished."""
+        self._ids.append(token)
+        text = self._new_text()
+        if text.endswith(UNFINISHED):
+            return ""
+        return self._give(text)
+
+    def finish(self) -> str:
+        """What was held back, at the end of an answer."""
+        return self._give(self._new_text())
+
+    def _new_text(self) -> str:
+        before = self._tokenizer.decode(self._ids[self._start : self._shown])
+        return self._tokenizer.decode(self._ids[self._start :])[len(before) :]
+
+    def _give(self, text: str) -> str:
+        if text:
+            self._start, self._shown = self._shown, len(self._ids)
+        return text

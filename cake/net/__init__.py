@@ -1,0 +1,1 @@
+"""Connections between nodes. Knows the protocol, and nothing of models."""

@@ -1,0 +1,52 @@
+"""What a person can choose, as the command line hands it on. None means: as the model says."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ComputeOptions:
+    """Which model, and how this process computes it."""
+
+    model: str | None
+    dtype: str | None
+    device: str | None
+    threads: int | None
+    context: int | None
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How to choose tokens."""
+
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    repeat_penalty: float | None
+    repeat_last_n: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class MasterOptions:
+    """A master's run."""
+
+    compute: ComputeOptions
+    sampling: SamplingOptions
+    topology: Path | None
+    prompt: str
+    system_prompt: str
+    raw: bool
+    chat: bool
+    max_tokens: int
+    as_json: bool
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """A worker's run."""
+
+    compute: ComputeOptions
+    topology: Path | None
+    name: str | None
+    address: str

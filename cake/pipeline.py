@@ -1,0 +1,128 @@
+"""The pipeline: the ordered stages that cover every block, between the embedding and the head.
+
+Built from a topology and a checkpoint; does not know which of its stages are remote once it is open.
+"""
+
+import asyncio
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from cake.device import DeviceThread
+from cake.model.batch import Batch, Segment
+from cake.model.config import ModelConfig
+from cake.model.llama import Embedding, Head
+from cake.protocol.handshake import MAX_BATCH_TOKENS, Expectation
+from cake.remote import Patience, RemoteStage, RemoteWorker, connect_worker
+from cake.stage import LocalStage, Stage
+from cake.topology import MASTER, Node, Topology
+from cake.weights.checkpoint import Checkpoint
+
+OnBlock = Callable[[], object]
+
+
+class Pipeline:
+    """Token ids in, logits out; hidden states pass through the stages in order."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        stages: Sequence[Stage],
+        embedding: Embedding,
+        head: Head,
+        thread: DeviceThread,
+        context: int,
+        workers: Sequence[RemoteWorker] = (),
+    ) -> None:
+        self.config, self.stages, self.context = config, tuple(stages), context
+        self.workers = tuple(workers)
+        self.max_batch_tokens = min(
+            [MAX_BATCH_TOKENS, *(worker.welcome.max_batch_tokens for worker in workers)]
+        )
+        self._embedding, self._head, self._thread = embedding, head, thread
+
+    async def forward(self, ids: Sequence[int], segments: Sequence[Segment]) -> Tensor:
+        """Run tokens `ids`, laid out by `segments`, through all blocks.
+
+        Returns hidden states `[n_tokens, hidden_size]`. Raises `SessionLostError` when a stage
+        holds too little of a session: run its earlier tokens again.
+        """
+        hidden = await self._thread.run(self._embed, ids)
+        for stage in self.stages:
+            hidden, _ = await stage.forward(Batch(hidden, tuple(segments)))
+        return hidden
+
+    async def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states `[n, hidden_size]` to logits `[n, vocab_size]`, float32 on the CPU."""
+        return await self._thread.run(lambda: self._head(hidden).cpu())
+
+    async def forget(self, session: Hashable) -> None:
+        """Free a session in every stage."""
+        await asyncio.gather(*(stage.forget([session]) for stage in self.stages))
+
+    async def close(self) -> None:
+        """Take leave of the workers and abandon what still runs."""
+        self._thread.close()
+        await asyncio.gather(*(worker.close() for worker in self.workers))
+
+    def _embed(self, ids: Sequence[int]) -> Tensor:
+        return self._embedding(torch.tensor(ids, device=self._thread.placement.device))
+
+
+async def open_pipeline(
+    checkpoint: Checkpoint,
+    topology: Topology,
+    thread: DeviceThread,
+    context: int,
+    patience: Patience,
+    on_block: OnBlock = lambda: None,
+) -> Pipeline:
+    """Connect to every node, then load what remains here, so that a bad node is found out first."""
+    config = checkpoint.config
+    layout = topology.layout(config.n_blocks)
+    workers = await _connect_all(checkpoint, topology, patience)
+    try:
+        context = min([context, *(worker.welcome.context for worker in workers.values())])
+        stages: list[Stage] = []
+        for node, span in layout:
+            if node is not None:
+                stages.append(RemoteStage(workers[node.name], span))
+                continue
+            local = LocalStage(MASTER, span, config, context, thread)
+            await thread.run(local.load, checkpoint, on_block)
+            stages.append(local)
+        embedding = await thread.run(Embedding, checkpoint, config, thread.placement)
+        head = await thread.run(Head, checkpoint, config, thread.placement, embedding)
+    except BaseException:
+        thread.close()
+        await asyncio.gather(*(worker.close() for worker in workers.values()))
+        raise
+    return Pipeline(config, stages, embedding, head, thread, context, tuple(workers.values()))
+
+
+async def _connect_all(
+    checkpoint: Checkpoint, topology: Topology, patience: Patience
+) -> dict[str, RemoteWorker]:
+    """All nodes at once; the first that fails ends the others' attempts."""
+    tasks = {
+        node.name: asyncio.create_task(connect_worker(node, expectation(checkpoint, node), patience))
+        for node in topology.nodes.values()
+    }
+    try:
+        await asyncio.gather(*tasks.values())
+    except BaseException:
+        for task in tasks.values():
+            task.cancel()
+        results = await asyncio.gather(*tasks.values(), return_exceptions=True)
+        open_workers = [worker for worker in results if isinstance(worker, RemoteWorker)]
+        await asyncio.gather(*(worker.close() for worker in open_workers))
+        raise
+    return {name: task.result() for name, task in tasks.items()}
+
+
+def expectation(checkpoint: Checkpoint, node: Node) -> Expectation:
+    """What a worker that serves `node` must say in its welcome."""
+    config = checkpoint.config
+    fingerprints = tuple(checkpoint.span_fingerprint(span) for span in node.spans)
+    return Expectation(node.name, config.fingerprint, config.hidden_size, node.spans, fingerprints)

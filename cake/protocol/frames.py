@@ -1,0 +1,107 @@
+"""Frames: a length-prefixed msgpack header, then the payload's raw bytes.
+
+    magic "CAKE" | header length, u32 | payload length, u64 | header | payload     (big-endian)
+
+The payload stays outside msgpack so that a tensor is never copied to be packed. Every length is
+checked against a limit before anything of that length is stored.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgpack
+
+from cake.errors import ProtocolError
+from cake.protocol.messages import Buffer, Message, from_header, to_header
+
+MAGIC = b"CAKE"
+PREFIX = struct.Struct(">4sIQ")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most bytes that a frame's header and payload may have."""
+
+    header: int
+    payload: int
+
+
+HANDSHAKE_LIMITS = Limits(header=4096, payload=0)
+MAX_HEADER = 64 * 1024
+
+
+def encode(message: Message) -> tuple[bytes, Buffer]:
+    """The bytes of a message in two pieces, to be sent one after the other."""
+    header, payload = to_header(message)
+    packed: bytes = msgpack.packb(header)
+    return PREFIX.pack(MAGIC, len(packed), len(payload)) + packed, payload
+
+
+class Frame(NamedTuple):
+    """A message that arrived, and the bytes that it took on the wire."""
+
+    message: Message
+    n_bytes: int
+
+
+class FrameReader:
+    """Turns bytes, in whatever pieces they arrive, into messages.
+
+    After a `ProtocolError` the reader is of no more use: the bytes that follow have no meaning.
+    """
+
+    def __init__(self, limits: Limits = HANDSHAKE_LIMITS) -> None:
+        self.limits = limits
+        self._buffer = bytearray()
+        self._lengths: tuple[int, int] | None = None  # header and payload of the frame begun
+
+    def feed(self, data: Buffer) -> Iterator[Frame]:
+        """Add bytes; yield the messages that are complete. Limits may change between messages."""
+        self._buffer += data
+        while (frame := self._next()) is not None:
+            yield frame
+
+    @property
+    def mid_frame(self) -> bool:
+        """Whether a frame has begun and not ended."""
+        return bool(self._buffer)
+
+    def _next(self) -> Frame | None:
+        if self._lengths is None:
+            if len(self._buffer) < PREFIX.size:
+                self._check_magic()
+                return None
+            self._lengths = self._read_prefix()
+        header_length, payload_length = self._lengths
+        header_end = PREFIX.size + header_length
+        end = header_end + payload_length
+        if len(self._buffer) < end:
+            return None
+        # The rest becomes the buffer; what was the buffer stays alive as the frame's payload.
+        frame, self._buffer = self._buffer, self._buffer[end:]
+        self._lengths = None
+        view = memoryview(frame)
+        header = _unpack(view[PREFIX.size : header_end])
+        return Frame(from_header(header, view[header_end:end]), end)
+
+    def _check_magic(self) -> None:
+        if not MAGIC.startswith(self._buffer[: len(MAGIC)]):
+            raise ProtocolError("these bytes are not Cake's protocol (wrong magic)")
+
+    def _read_prefix(self) -> tuple[int, int]:
+        self._check_magic()
+        _, header, payload = PREFIX.unpack_from(self._buffer)
+        if header > self.limits.header:
+            raise ProtocolError(f"a header of {header} bytes is over the limit {self.limits.header}")
+        if payload > self.limits.payload:
+            raise ProtocolError(f"a payload of {payload} bytes is over the limit {self.limits.payload}")
+        return header, payload
+
+
+def _unpack(header: memoryview) -> object:
+    try:
+        return msgpack.unpackb(header, strict_map_key=True)
+    except Exception as error:  # msgpack's own classes, ValueError, RecursionError, UnicodeError
+        raise ProtocolError("a frame's header is not msgpack") from error

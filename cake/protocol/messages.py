@@ -1,0 +1,242 @@
+"""What master and worker say to one another: frozen dataclasses, and the table of their kinds.
+
+A message knows its fields and checks them when it comes from outside. It does not know how it is
+framed (`frames`), nor when it may be said (`states`).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypeAlias
+
+from cake.errors import ProtocolError
+
+VERSION = 1
+ITEM_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True)
+class WireTensor:
+    """A tensor as it crosses the wire: row-major, little-endian."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: Buffer
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ITEM_SIZES:
+            raise ProtocolError(f"tensor dtype {self.dtype!r} is unknown")
+        expected = math.prod(self.shape) * ITEM_SIZES[self.dtype]
+        if expected != len(self.data):
+            raise ProtocolError(
+                f"a {self.dtype} tensor of {list(self.shape)} takes {expected} bytes, not {len(self.data)}"
+            )
+
+
+@dataclass(frozen=True)
+class WireSegment:
+    """`length` consecutive tokens of a session, from `position` on."""
+
+    session: int
+    position: int
+    length: int
+
+
+@dataclass(frozen=True)
+class SpanInfo:
+    """A span that a worker serves: blocks `first` to `last`, both included."""
+
+    first: int
+    last: int
+    fingerprint: str
+
+
+class Message:
+    """One of the messages below; `kind` is its name on the wire."""
+
+    kind: ClassVar[str]
+
+
+@dataclass(frozen=True)
+class Hello(Message):
+    """Master to worker, first: who I am, and which node I expect you to be."""
+
+    kind: ClassVar[str] = "hello"
+    version: int
+    software: str
+    node: str
+
+
+@dataclass(frozen=True)
+class Welcome(Message):
+    """Worker to master: what I serve.
+
+    `model` is the config's fingerprint; `context` and `max_batch_tokens` are counts of tokens.
+    """
+
+    kind: ClassVar[str] = "welcome"
+    version: int
+    software: str
+    node: str
+    model: str
+    spans: tuple[SpanInfo, ...]
+    device: str
+    dtype: str
+    context: int
+    max_batch_tokens: int
+
+
+@dataclass(frozen=True)
+class Forward(Message):
+    """Master to worker: run these hidden states through the span that begins at block `first`."""
+
+    kind: ClassVar[str] = "forward"
+    id: int
+    first: int
+    segments: tuple[WireSegment, ...]
+    hidden: WireTensor
+
+
+@dataclass(frozen=True)
+class Result(Message):
+    """Worker to master: the hidden states that came out, and the seconds it took."""
+
+    kind: ClassVar[str] = "result"
+    id: int
+    compute_s: float
+    hidden: WireTensor
+
+
+@dataclass(frozen=True)
+class Lost(Message):
+    """Worker to master: I hold only the first `held` tokens of that session."""
+
+    kind: ClassVar[str] = "lost"
+    id: int
+    session: int
+    held: int
+
+
+@dataclass(frozen=True)
+class Failed(Message):
+    """Worker to master: that forward failed, for this reason; I go on serving."""
+
+    kind: ClassVar[str] = "failed"
+    id: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Forget(Message):
+    """Master to worker: these sessions are over; free what you hold of them."""
+
+    kind: ClassVar[str] = "forget"
+    sessions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Goodbye(Message):
+    """Either side: I close this connection, for this reason."""
+
+    kind: ClassVar[str] = "goodbye"
+    reason: str
+
+
+MESSAGES: dict[str, type[Message]] = {
+    message.kind: message for message in (Hello, Welcome, Forward, Result, Lost, Failed, Forget, Goodbye)
+}
+
+
+def to_header(message: Message) -> tuple[dict[str, Any], Buffer]:
+    """The header map of a message, and the payload that follows it (empty without a tensor)."""
+    header: dict[str, Any] = {"kind": message.kind}
+    payload: Buffer = b""
+    for field in fields(message):  # type: ignore[arg-type]  # every message is a dataclass
+        value = getattr(message, field.name)
+        if isinstance(value, WireTensor):
+            payload = value.data
+            value = {"dtype": value.dtype, "shape": value.shape}
+        elif value and isinstance(value, tuple) and not isinstance(value[0], int):
+            value = [tuple(vars(item).values()) for item in value]
+        header[field.name] = value
+    return header, payload
+
+
+def from_header(header: object, payload: Buffer) -> Message:
+    """The message that a header and its payload spell; `ProtocolError` when they spell none."""
+    if not isinstance(header, dict):
+        raise ProtocolError("a frame's header must be a map")
+    kind = header.pop("kind", None)
+    if not isinstance(kind, str) or kind not in MESSAGES:
+        raise ProtocolError(f"a message of unknown kind {kind!r}")
+    readers = _READERS[kind]
+    if header.keys() != readers.keys():
+        raise ProtocolError(f"a {kind} message has the fields {', '.join(readers)}")
+    if payload and "hidden" not in readers:
+        raise ProtocolError(f"a {kind} message has no payload")
+    try:
+        values = {name: read(header[name], payload) for name, read in readers.items()}
+    except (TypeError, ValueError, KeyError) as error:
+        raise ProtocolError(f"a {kind} message has a malformed field: {error}") from error
+    return MESSAGES[kind](**values)
+
+
+def _whole(value: object, _: Buffer = b"") -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is not a whole number")
+    return value
+
+
+def _text(value: object, _: Buffer = b"") -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not text")
+    return value
+
+
+def _number(value: object, _: Buffer = b"") -> float:
+    if not isinstance(value, float):
+        raise TypeError(f"{value!r} is not a floating-point number")
+    return value
+
+
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is not a list")
+    return value
+
+
+def _wholes(value: object, _: Buffer = b"") -> tuple[int, ...]:
+    return tuple(_whole(item) for item in _list(value))
+
+
+def _segments(value: object, _: Buffer = b"") -> tuple[WireSegment, ...]:
+    return tuple(WireSegment(*_wholes(item)) for item in _list(value))
+
+
+def _spans(value: object, _: Buffer = b"") -> tuple[SpanInfo, ...]:
+    triples = [(first, last, mark) for first, last, mark in map(_list, _list(value))]
+    return tuple(SpanInfo(_whole(first), _whole(last), _text(mark)) for first, last, mark in triples)
+
+
+def _tensor(value: object, payload: Buffer) -> WireTensor:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{value!r} does not describe a tensor")
+    return WireTensor(_text(value["dtype"]), _wholes(value["shape"]), payload)
+
+
+_Reader: TypeAlias = Callable[[object, Buffer], Any]
+_READER_OF_TYPE: dict[Any, _Reader] = {
+    int: _whole,
+    str: _text,
+    float: _number,
+    tuple[int, ...]: _wholes,
+    tuple[WireSegment, ...]: _segments,
+    tuple[SpanInfo, ...]: _spans,
+    WireTensor: _tensor,
+}
+_READERS: dict[str, dict[str, _Reader]] = {
+    kind: {field.name: _READER_OF_TYPE[field.type] for field in fields(message)}  # type: ignore
+    for kind, message in MESSAGES.items()
+}

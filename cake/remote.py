@@ -1,0 +1,221 @@
+"""The master's side of a worker: a connection, and a stage for each span at its other end."""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import time
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+
+from cake.errors import NodeError, ProtocolError, SessionLostError
+from cake.model.batch import Batch
+from cake.net.connection import Connection, ConnectionLostError
+from cake.protocol.handshake import Expectation, check_welcome, hello, payload_limit
+from cake.protocol.messages import (
+    Failed,
+    Forget,
+    Forward,
+    Goodbye,
+    Lost,
+    Message,
+    Result,
+    Welcome,
+    WireSegment,
+)
+from cake.protocol.tensors import from_wire, to_wire
+from cake.stage import Computed, StageStats
+from cake.topology import Node
+
+log = logging.getLogger(__name__)
+ATTEMPTS_IN_SILENCE = 3
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long the master tries to reach a worker, in seconds; pauses double up to the longest."""
+
+    total: float = 30.0
+    first_pause: float = 0.1
+    longest_pause: float = 4.0
+    handshake: float = 10.0
+
+
+class RemoteWorker:
+    """A worker that has said welcome. Matches answers to the forwards they belong to."""
+
+    def __init__(self, node: Node, connection: Connection, welcome: Welcome) -> None:
+        self.node, self.welcome = node, welcome
+        self._connection = connection
+        self._ids = itertools.count()
+        self._waiting: dict[int, asyncio.Future[tuple[Result, int]]] = {}
+        self._failure: NodeError | None = None
+        self._listener = asyncio.create_task(self._listen())
+
+    async def forward(self, first: int, batch: Batch) -> tuple[Result, int, int]:
+        """The worker's result, the bytes that the message took, and those of the answer."""
+        segments = tuple(WireSegment(_number(s.session), s.position, s.length) for s in batch.segments)
+        message = Forward(next(self._ids), first, segments, to_wire(batch.hidden))
+        if self._failure is not None:
+            raise self._failure
+        answer = asyncio.get_running_loop().create_future()
+        self._waiting[message.id] = answer
+        try:
+            n_sent = await self._send(message)
+            result, n_received = await answer
+        finally:
+            self._waiting.pop(message.id, None)
+        return result, n_sent, n_received
+
+    async def forget(self, sessions: Iterable[Hashable]) -> None:
+        """Tell the worker that these sessions are over; a worker that is gone knows already."""
+        if self._failure is None:
+            with contextlib.suppress(NodeError):
+                await self._send(Forget(tuple(_number(s) for s in sessions)))
+
+    async def close(self) -> None:
+        """Say goodbye."""
+        self._listener.cancel()
+        await asyncio.gather(self._listener, return_exceptions=True)
+        await self._connection.close("the master is done" if self._failure is None else None)
+
+    async def _send(self, message: Message) -> int:
+        try:
+            return await self._connection.send(message)
+        except ConnectionLostError as error:
+            raise self._fail(f"went away in mid-sentence: {error}") from error
+
+    async def _listen(self) -> None:
+        try:
+            while True:
+                self._settle(*await self._connection.receive())
+        except (ConnectionLostError, ProtocolError) as error:
+            self._fail(str(error))
+
+    def _settle(self, message: Message, n_bytes: int) -> None:
+        if isinstance(message, Goodbye):
+            raise ConnectionLostError(f"it said goodbye: {message.reason}")
+        assert isinstance(message, Result | Lost | Failed)  # the table of states allows no other
+        future = self._waiting.get(message.id)
+        if future is None or future.done():
+            return  # the one who asked has gone
+        if isinstance(message, Result):
+            future.set_result((message, n_bytes))
+        elif isinstance(message, Lost):
+            future.set_exception(SessionLostError(message.session, message.held))
+        else:
+            future.set_exception(NodeError(f"{self._who} failed: {message.reason}"))
+
+    def _fail(self, reason: str) -> NodeError:
+        self._failure = self._failure or NodeError(f"lost {self._who}: {reason}")
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(self._failure)
+        return self._failure
+
+    @property
+    def _who(self) -> str:
+        return f"worker {self.node.name!r} at {self.node.address}"
+
+
+class RemoteStage:
+    """One span of a worker, as a stage of the master's pipeline."""
+
+    def __init__(self, worker: RemoteWorker, blocks: range) -> None:
+        self.node, self.blocks = worker.node.name, blocks
+        self.device, self.dtype = worker.welcome.device, worker.welcome.dtype
+        self.stats = StageStats()
+        self._worker = worker
+
+    async def forward(self, batch: Batch) -> Computed:
+        """Send the batch, wait for the result, and convert it back to the batch's dtype."""
+        started = time.perf_counter()
+        result, n_sent, n_received = await self._worker.forward(self.blocks.start, batch)
+        hidden = from_wire(result.hidden).to(batch.hidden.device, batch.hidden.dtype)
+        if hidden.shape != batch.hidden.shape:
+            raise NodeError(
+                f"worker {self.node!r} answered {list(hidden.shape)} to {list(batch.hidden.shape)}"
+            )
+        stats = self.stats
+        stats.messages += 1
+        stats.tokens += hidden.shape[0]
+        stats.bytes_sent += n_sent
+        stats.bytes_received += n_received
+        stats.compute_s += result.compute_s
+        stats.network_s += max(0.0, time.perf_counter() - started - result.compute_s)
+        return Computed(hidden, result.compute_s)
+
+    async def forget(self, sessions: Iterable[Hashable]) -> None:
+        """Free the sessions over there."""
+        await self._worker.forget(sessions)
+
+
+def _number(session: Hashable) -> int:
+    if not isinstance(session, int):
+        raise TypeError(f"sessions have whole numbers on the wire, not {session!r}")
+    return session
+
+
+async def connect_worker(node: Node, expected: Expectation, patience: Patience) -> RemoteWorker:
+    """Reach a worker, shake hands, and check that it serves what the topology says.
+
+    A worker that does not listen yet is tried again until patience ends, so that the order of
+    starting does not matter. Raises `NodeError`.
+    """
+    reader, writer = await _open_socket(node, patience)
+    connection = Connection(reader, writer, "master")
+    try:
+        welcome = await asyncio.wait_for(_greet(connection, node), patience.handshake)
+        check_welcome(welcome, expected, node.address)
+    except BaseException as error:
+        connection.abort()
+        reason = _handshake_failure(error)
+        if reason is None:
+            raise
+        raise NodeError(f"worker {node.name!r} at {node.address} {reason}") from error
+    connection.raise_limits(payload_limit(welcome.max_batch_tokens, expected.hidden_size))
+    return RemoteWorker(node, connection, welcome)
+
+
+def _handshake_failure(error: BaseException) -> str | None:
+    """What a person should hear of an error during the handshake; none if it says so itself."""
+    if isinstance(error, asyncio.TimeoutError):
+        return "accepts connections but does not answer; is it a Cake worker, and is it well?"
+    if isinstance(error, ProtocolError):
+        return f"does not speak Cake's protocol: {error}; is its host right in the topology?"
+    if isinstance(error, ConnectionLostError):
+        return f"hung up during the handshake: {error}; its log says why"
+    return None
+
+
+async def _greet(connection: Connection, node: Node) -> Welcome:
+    await connection.send(hello(node.name))
+    message = (await connection.receive()).message
+    if isinstance(message, Goodbye):
+        raise NodeError(f"worker {node.name!r} at {node.address} refused: {message.reason}")
+    assert isinstance(message, Welcome)  # the table of states allows no other
+    return message
+
+
+async def _open_socket(node: Node, patience: Patience) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Try with growing pauses until a socket opens; `NodeError` when patience ends."""
+    deadline = time.monotonic() + patience.total
+    pause, reason = patience.first_pause, "no answer"
+    for attempt in itertools.count():
+        try:
+            opening = asyncio.open_connection(node.host, node.port)
+            return await asyncio.wait_for(opening, max(deadline - time.monotonic(), 0.01))
+        except asyncio.TimeoutError:
+            reason = "no answer"
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if deadline - time.monotonic() < pause:
+            break
+        if attempt == ATTEMPTS_IN_SILENCE:
+            log.warning("waiting for worker %r at %s (%s)", node.name, node.address, reason)
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, patience.longest_pause)
+    raise NodeError(
+        f"worker {node.name!r} at {node.address} cannot be reached ({reason}); start it with "
+        f"'cake-cli --mode worker --name {node.name} ...' or mend its host in the topology"
+    )

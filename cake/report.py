@@ -1,0 +1,103 @@
+"""What a run reports: the topology table, the closing lines, the JSON object."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from cake.generator import FinishReason
+from cake.memory import peak_memory_bytes
+from cake.pipeline import Pipeline
+from cake.protocol.handshake import describe_spans
+from cake.stage import Stage
+from cake.text import columns, human_bytes
+from cake.topology import MASTER, Topology
+
+
+@dataclass
+class Answer:
+    """One answer and its times, in seconds since its prompt was handed in."""
+
+    prompt_tokens: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    first_token_s: float = 0.0
+    last_token_s: float = 0.0
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """Prompt tokens per second until the first token was there."""
+        return self.prompt_tokens / self.first_token_s if self.first_token_s else 0.0
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """Tokens per second after the first."""
+        seconds = self.last_token_s - self.first_token_s
+        return (len(self.token_ids) - 1) / seconds if seconds > 0 else 0.0
+
+
+def as_json(answer: Answer, pipeline: Pipeline) -> dict[str, Any]:
+    """The object that `--json` prints."""
+    return {
+        "text": answer.text,
+        "prompt_tokens": answer.prompt_tokens,
+        "token_ids": answer.token_ids,
+        "finish_reason": answer.finish_reason,
+        "time_to_first_token_s": round(answer.first_token_s, 6),
+        "prefill_tokens_per_s": round(answer.prefill_tokens_per_s, 3),
+        "decode_tokens_per_s": round(answer.decode_tokens_per_s, 3),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "stages": [_stage_json(stage) for stage in pipeline.stages],
+    }
+
+
+def _stage_json(stage: Stage) -> dict[str, Any]:
+    return {
+        "node": stage.node,
+        "first_block": stage.blocks[0],
+        "last_block": stage.blocks[-1],
+        "device": stage.device,
+        "dtype": stage.dtype,
+        "messages": stage.stats.messages,
+        "bytes_sent": stage.stats.bytes_sent,
+        "bytes_received": stage.stats.bytes_received,
+        "compute_s": round(stage.stats.compute_s, 6),
+        "network_s": round(stage.stats.network_s, 6),
+    }
+
+
+def closing_lines(answer: Answer, pipeline: Pipeline) -> str:
+    """A line on the answer, and a line on each stage's share of it."""
+    summary = (
+        f"{len(answer.token_ids)} tokens ({answer.finish_reason or 'interrupted'})"
+        f" · first after {answer.first_token_s:.2f} s"
+        f" · prompt of {answer.prompt_tokens} at {answer.prefill_tokens_per_s:.1f} tokens/s"
+        f" · generation at {answer.decode_tokens_per_s:.1f} tokens/s"
+        f" · memory {human_bytes(peak_memory_bytes())}"
+    )
+    rows = [
+        [
+            f"  {stage.node}",
+            f"blocks {describe_spans([stage.blocks])}",
+            f"{stage.stats.messages} messages",
+            f"compute {stage.stats.compute_s:.2f} s",
+            f"network {stage.stats.network_s:.2f} s",
+            f"sent {human_bytes(stage.stats.bytes_sent)}",
+            f"received {human_bytes(stage.stats.bytes_received)}",
+        ]
+        for stage in pipeline.stages
+    ]
+    return "\n".join([summary, *columns(rows)])
+
+
+def topology_table(name: str, topology: Topology, pipeline: Pipeline) -> str:
+    """Who runs what, a row for each stage in the order in which a token passes them."""
+    config = pipeline.config
+    title = f"{name}: {config.n_blocks} blocks, hidden size {config.hidden_size}"
+    rows = [["node", "blocks", "device", "dtype", "address", "description"]]
+    rows.append([MASTER, "embedding", "", "", "", ""])
+    for stage in pipeline.stages:
+        node = topology.nodes.get(stage.node)
+        where = [node.address, node.description] if node else ["", ""]
+        rows.append([stage.node, describe_spans([stage.blocks]), stage.device, stage.dtype, *where])
+    rows.append([MASTER, "norm, head", "", "", "", ""])
+    return "\n".join([title, *("  " + line for line in columns(rows))])

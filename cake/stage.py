@@ -1,0 +1,147 @@
+"""A stage: a span of blocks on one device, able to `forward`. Master and worker run the same one.
+
+Rule 2 of the design: sessions are addressed by position. A segment `(session, position, length)`
+means "your cache is valid up to `position`; forget whatever lies beyond; append". Rewinding, sharing
+a prefix, continuing a chat and recovering are all this one rule. A stage that holds fewer than
+`position` tokens of a session raises `SessionLostError`.
+"""
+
+import time
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from cake.device import DeviceThread
+from cake.errors import CakeError
+from cake.model.batch import Batch, Segment, Step
+from cake.model.cache import SessionCache
+from cake.model.config import ModelConfig
+from cake.model.linear import TensorSource
+from cake.model.llama import Block
+from cake.model.rope import RopeTable
+from cake.protocol.tensors import NAMES
+
+
+@dataclass
+class StageStats:
+    """What a stage did since it was opened. `network_s` is waiting that was not computing."""
+
+    messages: int = 0
+    tokens: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    compute_s: float = 0.0
+    network_s: float = 0.0
+
+
+class Computed(NamedTuple):
+    """What a stage made of a batch, `[n_tokens, hidden_size]`, and the seconds it computed."""
+
+    hidden: Tensor
+    compute_s: float
+
+
+class Stage(Protocol):
+    """What the pipeline needs of a stage, wherever it runs."""
+
+    @property
+    def node(self) -> str: ...
+    @property
+    def blocks(self) -> range: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def stats(self) -> StageStats: ...
+
+    async def forward(self, batch: Batch) -> Computed:
+        """Run a batch through the span; the result has the batch's device and dtype."""
+
+    async def forget(self, sessions: Iterable[Hashable]) -> None:
+        """Free what is held of these sessions."""
+
+
+class LocalStage:
+    """A span loaded on this process's device, and the caches of its sessions."""
+
+    def __init__(
+        self, node: str, blocks: range, config: ModelConfig, context: int, thread: DeviceThread
+    ) -> None:
+        self.node, self.blocks, self.context = node, blocks, context
+        self.stats = StageStats()
+        self._config, self._thread = config, thread
+        self._placement = thread.placement
+        self._layers: list[Block] = []
+        self._caches: dict[Hashable, SessionCache] = {}
+        device, dtype = self._placement.device, self._placement.dtype
+        self._rope = RopeTable(config.rope, config.head_dim, context, device, dtype)
+
+    @property
+    def device(self) -> str:
+        """The device's name as torch writes it."""
+        return str(self._placement.device)
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of weights and activations."""
+        return NAMES[self._placement.dtype]
+
+    @property
+    def n_sessions(self) -> int:
+        """Sessions with a cache here."""
+        return len(self._caches)
+
+    def load(self, source: TensorSource, on_block: Callable[[], object] = lambda: None) -> None:
+        """Read the span's weights; `on_block` is called after each block."""
+        for number in self.blocks:
+            self._thread.check()
+            self._layers.append(Block(source, self._config, number, self._placement))
+            on_block()
+
+    async def forward(self, batch: Batch) -> Computed:
+        """Run a batch through the span and add its tokens to their sessions' caches."""
+        return await self._thread.run(self._compute, batch)
+
+    async def forget(self, sessions: Iterable[Hashable]) -> None:
+        """Free the caches of these sessions, after the forwards that were asked for before."""
+        await self._thread.run(self._drop, tuple(sessions))
+
+    def _drop(self, sessions: tuple[Hashable, ...]) -> None:
+        for session in sessions:
+            self._caches.pop(session, None)
+
+    def _compute(self, batch: Batch) -> Computed:
+        started = time.perf_counter()
+        caches = [self._cache_for(segment) for segment in batch.segments]
+        group = self._config.n_heads // self._config.n_kv_heads
+        hidden = batch.hidden.to(self._placement.device, self._placement.dtype)
+        step = Step.prepare(hidden, batch.segments, caches, self._rope, group)
+        for index, block in enumerate(self._layers):
+            self._thread.check()
+            hidden = block(hidden, index, step)
+        for segment, cache in zip(batch.segments, caches, strict=True):
+            cache.length = segment.position + segment.length
+        self._thread.synchronize()
+        self.stats.messages += 1
+        self.stats.tokens += hidden.shape[0]
+        compute_s = time.perf_counter() - started
+        self.stats.compute_s += compute_s
+        return Computed(hidden.to(batch.hidden.device, batch.hidden.dtype), compute_s)
+
+    def _cache_for(self, segment: Segment) -> SessionCache:
+        """The session's cache, cut to the segment's position and with room for its tokens."""
+        if segment.position + segment.length > self.context:
+            raise CakeError(
+                f"{segment.position + segment.length} tokens do not fit into the context of "
+                f"{self.context} (--context)"
+            )
+        cache = self._caches.get(segment.session)
+        if cache is None:
+            device, dtype = self._placement.device, self._placement.dtype
+            cache = SessionCache(self._config, len(self.blocks), self.context, device, dtype)
+        cache.rewind(segment.session, segment.position, segment.length)
+        self._caches[segment.session] = cache
+        return cache

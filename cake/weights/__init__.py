@@ -1,0 +1,1 @@
+"""Models at rest: folders, the hub, bundles. Knows nothing of networks between nodes."""

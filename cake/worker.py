@@ -1,0 +1,273 @@
+"""A worker: listen, shake hands, and serve its stages to any number of masters at once.
+
+Each connection has sessions of its own; what a master sends can end its own connection, and no
+other. Torch runs in the device's thread, so the event loop always answers.
+"""
+
+import asyncio
+import errno
+import itertools
+import logging
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cake.errors import CakeError, NodeError, ProtocolError, SessionLostError
+from cake.model.batch import Batch, Segment
+from cake.net.connection import Connection, ConnectionLostError
+from cake.protocol.handshake import (
+    MAX_BATCH_TOKENS,
+    SOFTWARE,
+    check_hello,
+    payload_limit,
+    span_infos,
+)
+from cake.protocol.messages import (
+    VERSION,
+    Failed,
+    Forget,
+    Forward,
+    Goodbye,
+    Hello,
+    Lost,
+    Message,
+    Result,
+    Welcome,
+)
+from cake.protocol.tensors import from_wire, to_wire
+from cake.stage import Stage
+from cake.text import human_bytes
+
+log = logging.getLogger(__name__)
+
+HANDSHAKE_S = 10.0
+REPORT_EVERY_S = 5.0
+QUEUED_MESSAGES = 64
+
+
+@dataclass(frozen=True)
+class Service:
+    """What a worker offers: its stages by their first block, and the words of its welcome."""
+
+    node: str
+    model: str
+    hidden_size: int
+    context: int
+    stages: Mapping[int, Stage]
+    fingerprints: Sequence[str]
+
+    def welcome(self) -> Welcome:
+        """The answer to a good hello."""
+        stage = next(iter(self.stages.values()))
+        spans = [s.blocks for s in self.stages.values()]
+        return Welcome(
+            version=VERSION,
+            software=SOFTWARE,
+            node=self.node,
+            model=self.model,
+            spans=span_infos(spans, self.fingerprints),
+            device=stage.device,
+            dtype=stage.dtype,
+            context=self.context,
+            max_batch_tokens=MAX_BATCH_TOKENS,
+        )
+
+
+class Worker:
+    """Accepts masters and serves them; `close` ends all that it began."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._visits: dict[asyncio.Task[None], Visit] = {}
+        self._numbers = itertools.count(1)
+        self._server: asyncio.Server | None = None
+        self._reporter: asyncio.Task[None] | None = None
+        self.bytes_read = 0
+        self.bytes_written = 0
+
+    async def start(self, listener: socket.socket) -> None:
+        """Begin to accept on a bound socket."""
+        self._server = await asyncio.start_server(self._accept, sock=listener)
+        self._reporter = asyncio.create_task(self._report())
+
+    async def close(self, reason: str) -> None:
+        """Accept no more, and tell the masters why."""
+        if self._server is not None:
+            self._server.close()
+        if self._reporter is not None:
+            self._reporter.cancel()
+        visits = dict(self._visits)
+        for task in visits:
+            task.cancel()
+        await asyncio.gather(*visits, return_exceptions=True)
+        await asyncio.gather(*(visit.connection.close(reason) for visit in visits.values()))
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        visit = Visit(self._service, Connection(reader, writer, "worker"), next(self._numbers))
+        task = asyncio.current_task()
+        assert task is not None
+        self._visits[task] = visit
+        try:
+            await visit.run()
+        except asyncio.CancelledError:
+            pass  # `close` says goodbye
+        else:
+            await visit.connection.close(visit.parting_words)
+        finally:
+            del self._visits[task]
+            self.bytes_read += visit.connection.bytes_received
+            self.bytes_written += visit.connection.bytes_sent
+
+    def _traffic(self) -> tuple[int, int]:
+        open_connections = [visit.connection for visit in self._visits.values()]
+        return (
+            self.bytes_read + sum(c.bytes_received for c in open_connections),
+            self.bytes_written + sum(c.bytes_sent for c in open_connections),
+        )
+
+    async def _report(self) -> None:
+        """Every few seconds in which there was work: operations and traffic per second."""
+        stages = self._service.stages.values()
+        before, moment = (0, 0, 0, 0), time.monotonic()
+        while True:
+            await asyncio.sleep(REPORT_EVERY_S)
+            operations = sum(stage.stats.messages for stage in stages)
+            tokens = sum(stage.stats.tokens for stage in stages)
+            now, after = time.monotonic(), (operations, tokens, *self._traffic())
+            rates = [(b - a) / (now - moment) for a, b in zip(before, after, strict=True)]
+            if operations > before[0]:
+                log.info(
+                    "%.1f operations/s, %.1f tokens/s, read %s/s, write %s/s",
+                    *rates[:2],
+                    human_bytes(rates[2]),
+                    human_bytes(rates[3]),
+                )
+            before, moment = after, now
+
+
+class Visit:
+    """One master's connection, from handshake to parting."""
+
+    def __init__(self, service: Service, connection: Connection, number: int) -> None:
+        self.connection = connection
+        self.parting_words: str | None = None
+        self._service, self._number = service, number
+        self._queue: asyncio.Queue[Message | Exception] = asyncio.Queue(QUEUED_MESSAGES)
+        self._sessions: set[int] = set()
+
+    async def run(self) -> None:
+        """Serve until the master leaves or says something wrong; frees its sessions at the end."""
+        who = self.connection.peer_address
+        try:
+            await asyncio.wait_for(self._shake_hands(), HANDSHAKE_S)
+        except (asyncio.TimeoutError, ProtocolError) as error:
+            self.parting_words = str(error) or f"no hello within {HANDSHAKE_S:g} s"
+            log.warning("%s turned away: %s", who, self.parting_words)
+            return
+        except ConnectionLostError as error:
+            log.debug("no handshake: %s", error)
+            return
+        log.info("master %s came", who)
+        listener = asyncio.create_task(self._listen())
+        try:
+            await self._serve()
+        except ProtocolError as error:
+            self.parting_words = str(error)
+            log.warning("master %s dropped: %s", who, error)
+        except ConnectionLostError as error:
+            log.info("master %s left: %s", who, error)
+        finally:
+            listener.cancel()
+            await asyncio.gather(listener, return_exceptions=True)
+            await self._forget(self._sessions)
+
+    async def _shake_hands(self) -> None:
+        message = (await self.connection.receive()).message
+        assert isinstance(message, Hello)  # the table of states allows no other
+        check_hello(message, self._service.node)
+        await self.connection.send(self._service.welcome())
+        self.connection.raise_limits(payload_limit(MAX_BATCH_TOKENS, self._service.hidden_size))
+
+    async def _listen(self) -> None:
+        """Queue what arrives, in order; a full queue makes the master wait."""
+        try:
+            while True:
+                await self._queue.put((await self.connection.receive()).message)
+        except (ConnectionLostError, ProtocolError) as error:
+            while not self._queue.empty():  # nobody waits for these any more
+                self._queue.get_nowait()
+            self._queue.put_nowait(error)
+
+    async def _serve(self) -> None:
+        while True:
+            message = await self._queue.get()
+            if isinstance(message, Forward):
+                await self.connection.send(await self._answer(message))
+            elif isinstance(message, Forget):
+                await self._forget(self._sessions.intersection(message.sessions))
+            elif isinstance(message, Goodbye):
+                raise ConnectionLostError(message.reason)
+            elif isinstance(message, Exception):
+                raise message
+
+    async def _answer(self, message: Forward) -> Message:
+        stage, batch = self._read(message)
+        try:
+            hidden, compute_s = await stage.forward(batch)
+        except SessionLostError as error:
+            assert isinstance(error.session, tuple)
+            return Lost(message.id, error.session[1], error.held)
+        except CakeError as error:
+            return Failed(message.id, str(error))
+        except (RuntimeError, MemoryError) as error:  # torch's, out of memory among them
+            log.exception("a forward failed")
+            return Failed(message.id, " ".join(str(error).split())[:500])
+        return Result(message.id, compute_s, to_wire(hidden))
+
+    def _read(self, message: Forward) -> tuple[Stage, Batch]:
+        """The stage and the batch that are meant; `ProtocolError` where they make no sense."""
+        stage = self._service.stages.get(message.first)
+        if stage is None:
+            raise ProtocolError(f"no span here begins at block {message.first}")
+        sessions = {segment.session for segment in message.segments}
+        n_tokens = sum(segment.length for segment in message.segments)
+        if len(sessions) < len(message.segments) or not all(s.length for s in message.segments):
+            raise ProtocolError("a batch's segments must be of different sessions, none empty")
+        if not 0 < n_tokens <= MAX_BATCH_TOKENS:
+            raise ProtocolError(f"a batch has 1 to {MAX_BATCH_TOKENS} tokens, not {n_tokens}")
+        if message.hidden.shape != (n_tokens, self._service.hidden_size):
+            raise ProtocolError(
+                f"hidden states of {list(message.hidden.shape)} do not fit {n_tokens} tokens of a "
+                f"model of hidden size {self._service.hidden_size}"
+            )
+        self._sessions |= sessions
+        segments = [Segment((self._number, s.session), s.position, s.length) for s in message.segments]
+        return stage, Batch(from_wire(message.hidden), tuple(segments))
+
+    async def _forget(self, sessions: set[int]) -> None:
+        keys = [(self._number, session) for session in sessions]
+        for stage in self._service.stages.values():
+            await stage.forget(keys)
+        self._sessions = self._sessions - sessions
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket that does not listen yet; `NodeError` when the address cannot be had."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise NodeError(f"--address {host}:{port} cannot be used: {error.strerror}") from error
+    try:
+        if os.name == "posix":  # elsewhere the option means something else
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        what = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
+        raise NodeError(
+            f"--address {host}:{port} {what}; stop the other program or choose another port"
+        ) from error
+    return listener

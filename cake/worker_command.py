@@ -1,0 +1,124 @@
+"""`--mode worker`: from options to a worker that serves until it is told to stop."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from cake.device import DeviceThread, choose_context, choose_device, choose_dtype
+from cake.errors import CakeError
+from cake.memory import peak_memory_bytes
+from cake.model.linear import Placement
+from cake.options import WorkerOptions
+from cake.protocol.handshake import describe_spans
+from cake.stage import LocalStage
+from cake.text import human_bytes
+from cake.topology import Node, load_topology, parse_address
+from cake.weights.checkpoint import Checkpoint, block_of, open_checkpoint
+from cake.worker import Service, Worker, bind
+
+log = logging.getLogger(__name__)
+
+
+def run_worker(options: WorkerOptions) -> None:
+    """Serve until Ctrl-C or SIGTERM."""
+    node = load_topology(_topology_file(options)).node(options.name)
+    try:
+        listener = bind(*parse_address(options.address))
+    except ValueError as error:
+        raise CakeError(f"--address: {error}") from error
+    with listener:
+        checkpoint = open_checkpoint(options.compute.model, wanted_by(node))
+        _check_blocks(node, checkpoint)
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(_serve(options, node, checkpoint, listener))
+    log.info("%s stopped", node.name)
+
+
+def _topology_file(options: WorkerOptions) -> Path:
+    """The file that was named, or the one in the bundle that was named as the model."""
+    if options.topology is not None:
+        return options.topology
+    bundled = Path(options.compute.model or "") / "topology.yml"
+    if options.compute.model and bundled.is_file():
+        return bundled
+    raise CakeError("a worker needs --topology, the file that says which blocks it serves")
+
+
+def wanted_by(node: Node) -> Callable[[str], bool]:
+    """Which tensors a worker needs: those of its blocks."""
+    blocks = {block for span in node.spans for block in span}
+    return lambda name: block_of(name) in blocks
+
+
+def _check_blocks(node: Node, checkpoint: Checkpoint) -> None:
+    last, n_blocks = node.spans[-1][-1], checkpoint.config.n_blocks
+    if last >= n_blocks:
+        raise CakeError(
+            f"node {node.name!r} claims block {last}, but the model's last block is {n_blocks - 1}"
+        )
+
+
+async def _serve(options: WorkerOptions, node: Node, checkpoint: Checkpoint, listener: socket.socket) -> None:
+    _cancel_on_signals()
+    device = choose_device(options.compute.device)
+    dtype = choose_dtype(options.compute.dtype, checkpoint.config.dtype, device)
+    context = choose_context(options.compute.context, checkpoint.config.context)
+    thread = DeviceThread(Placement(device, dtype), options.compute.threads)
+    try:
+        stages = await _load(node, checkpoint, context, thread)
+        worker = Worker(_service(node, checkpoint, context, stages))
+        await worker.start(listener)
+        log.info(
+            "%s serves blocks %s of %s on %s in %s at %s, memory %s",
+            node.name,
+            describe_spans(node.spans),
+            checkpoint.name,
+            device,
+            stages[0].dtype,
+            "{}:{}".format(*listener.getsockname()[:2]),
+            human_bytes(peak_memory_bytes()),
+        )
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await worker.close(f"worker {node.name!r} was stopped")
+    except asyncio.CancelledError:
+        pass  # the way in which a worker ends
+    finally:
+        thread.close()
+
+
+async def _load(node: Node, checkpoint: Checkpoint, context: int, thread: DeviceThread) -> list[LocalStage]:
+    stages = [LocalStage(node.name, span, checkpoint.config, context, thread) for span in node.spans]
+    total = sum(len(span) for span in node.spans)
+    with tqdm(total=total, desc="loading", unit="block", delay=1, leave=False) as bar:
+        for stage in stages:
+            await thread.run(stage.load, checkpoint, bar.update)
+    return stages
+
+
+def _service(node: Node, checkpoint: Checkpoint, context: int, stages: list[LocalStage]) -> Service:
+    return Service(
+        node=node.name,
+        model=checkpoint.config.fingerprint,
+        hidden_size=checkpoint.config.hidden_size,
+        context=context,
+        stages={stage.blocks.start: stage for stage in stages},
+        # Every block was just loaded, so every fingerprint is known.
+        fingerprints=[checkpoint.span_fingerprint(span) or "" for span in node.spans],
+    )
+
+
+def _cancel_on_signals() -> None:
+    """Ctrl-C and SIGTERM cancel the task; where loops know no signals, only Ctrl-C does."""
+    task = asyncio.current_task()
+    assert task is not None
+    with contextlib.suppress(NotImplementedError):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
