@@ -28,7 +28,7 @@ def available_cores() -> int:
 
 def choose_device(name: str | None) -> torch.device:
     """The device called `name`, or the best present. Raises `CakeError` if it is not there."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name is None:
         return accelerator or torch.device("cpu")
     try:
@@ -60,7 +60,8 @@ def choose_context(chosen: int | None, of_model: int) -> int:
 
 def _cpu_computes_bfloat16() -> bool:
     """Whether matrix products in bfloat16 have instructions of their own (else they are emulated)."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
 
 
 class StoppedError(Exception):
@@ -77,10 +78,10 @@ class DeviceThread:
         self.placement = placement
         self._stopping = threading.Event()
         self._threads = threads or available_cores()
-        self._executor = ThreadPoolExecutor(1, "device", initializer=self._set_threads)
-
-    def _set_threads(self) -> None:
-        torch.set_num_threads(self._threads)
+        # The caller's thread converts and copies a little; a second pool of threads for that would
+        # only get in the way of the device's own.
+        torch.set_num_threads(1)
+        self._executor = ThreadPoolExecutor(1, "device", torch.set_num_threads, (self._threads,))
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `function` in the thread, without autograd, and wait for what it returns."""

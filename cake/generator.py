@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from cake.errors import PromptTooLongError
+from cake.errors import CakeError, PromptTooLongError
 from cake.model.sampling import Sampler, SamplingParams
 from cake.model.tokenizer import Detokenizer, Tokenizer
 from cake.pipeline import Pipeline
@@ -50,7 +50,14 @@ class Generator:
         await self.pipeline.forget(session.number)
 
     def check_prompt(self, prompt: Sequence[int]) -> None:
-        """Raise `PromptTooLongError` unless the prompt leaves room for at least one token."""
+        """Raise `CakeError` unless the prompt is one that this pipeline can answer."""
+        if not prompt:
+            raise CakeError("the prompt is empty; say something with --prompt")
+        if max(prompt) >= self.pipeline.config.vocab_size:
+            raise CakeError(
+                f"the tokenizer made the token {max(prompt)}, but the model knows only "
+                f"{self.pipeline.config.vocab_size}; do its files belong together?"
+            )
         context = self.pipeline.context
         if len(prompt) >= context:
             raise PromptTooLongError(
@@ -80,8 +87,7 @@ class Generator:
         room = min(max_tokens, self.pipeline.context - len(prompt))
         for made in range(1, room + 1):
             hidden = await advance(self.pipeline, session, self._prompt_chunk, on_progress)
-            logits = (await self.pipeline.logits(hidden))[0]
-            token = sampler.sample(logits, session.ids)
+            token = await self.pipeline.choose(hidden, lambda logits: sampler.sample(logits[0], session.ids))
             session.ids.append(token)
             text = detokenizer.add(token)
             reason: FinishReason | None = None

@@ -87,7 +87,7 @@ class Master:
         thread = DeviceThread(Placement(device, dtype), compute.threads)
         layout = self._topology.layout(checkpoint.config.n_blocks)
         n_local = sum(len(span) for node, span in layout if node is None)
-        with tqdm(total=n_local, desc="loading", unit="block", delay=1, leave=False) as bar:
+        with tqdm(total=n_local, desc="loading", unit="block", delay=2, leave=False) as bar:
             pipeline = await open_pipeline(checkpoint, self._topology, thread, context, patience, bar.update)
         tell(topology_table(checkpoint.name, self._topology, pipeline))
         return Generator(pipeline, self.tokenizer, checkpoint.stop_ids)

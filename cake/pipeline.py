@@ -5,6 +5,7 @@ Built from a topology and a checkpoint; does not know which of its stages are re
 
 import asyncio
 from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from cake.stage import LocalStage, Stage
 from cake.topology import MASTER, Node, Topology
 from cake.weights.checkpoint import Checkpoint
 
+T = TypeVar("T")
 OnBlock = Callable[[], object]
 
 
@@ -53,9 +55,12 @@ class Pipeline:
             hidden, _ = await stage.forward(Batch(hidden, tuple(segments)))
         return hidden
 
-    async def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states `[n, hidden_size]` to logits `[n, vocab_size]`, float32 on the CPU."""
-        return await self._thread.run(lambda: self._head(hidden).cpu())
+    async def choose(self, hidden: Tensor, choice: Callable[[Tensor], T]) -> T:
+        """What `choice` makes of the logits of `hidden` `[n, hidden_size]`.
+
+        Logits are `[n, vocab_size]`, float32 on the CPU; `choice` runs in the device's thread.
+        """
+        return await self._thread.run(lambda: choice(self._head(hidden).cpu()))
 
     async def forget(self, session: Hashable) -> None:
         """Free a session in every stage."""

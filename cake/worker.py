@@ -113,6 +113,9 @@ class Worker:
             await visit.run()
         except asyncio.CancelledError:
             pass  # `close` says goodbye
+        except Exception:  # one master's misfortune must not become the others'
+            log.exception("serving %s failed", visit.connection.peer_address)
+            visit.connection.abort()
         else:
             await visit.connection.close(visit.parting_words)
         finally:

@@ -97,7 +97,7 @@ async def _serve(options: WorkerOptions, node: Node, checkpoint: Checkpoint, lis
 async def _load(node: Node, checkpoint: Checkpoint, context: int, thread: DeviceThread) -> list[LocalStage]:
     stages = [LocalStage(node.name, span, checkpoint.config, context, thread) for span in node.spans]
     total = sum(len(span) for span in node.spans)
-    with tqdm(total=total, desc="loading", unit="block", delay=1, leave=False) as bar:
+    with tqdm(total=total, desc="loading", unit="block", delay=2, leave=False) as bar:
         for stage in stages:
             await thread.run(stage.load, checkpoint, bar.update)
     return stages

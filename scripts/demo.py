@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import IO
 
 from environment import ensure
 
@@ -35,12 +36,16 @@ def main() -> int:
         common = [python, "-m", "cake", "--topology", topology, "--threads", threads]
         # Converts the demo model if need be, before three processes want it at once.
         subprocess.run([str(python), "-c", PREPARE], check=True)
-        workers = []
+        workers, logs = [], Path(folder, "workers.log")
         try:
             for number, address in enumerate(addresses):
-                name = f"worker{number}"
-                workers.append(start(*common, "--mode", "worker", "--name", name, "--address", address))
-            return start(*common, "--prompt", prompt, "--sample-len", "120").wait()
+                role = ("--mode", "worker", "--name", f"worker{number}", "--address", address)
+                with logs.open("ab") as log:  # beside the answer, their lines would only confuse
+                    workers.append(start(*common, *role, stderr=log))
+            code = start(*common, "--prompt", prompt, "--sample-len", "120").wait()
+            if code:
+                print(f"what the workers said:\n{logs.read_text()}", file=sys.stderr)
+            return code
         except KeyboardInterrupt:
             return 130
         finally:
@@ -53,11 +58,11 @@ def main() -> int:
 PREPARE = "from cake.weights.demo_model import demo_model_folder as f; f(lambda name: True)"
 
 
-def start(*command: object) -> "subprocess.Popen[bytes]":
+def start(*command: object, stderr: "IO[bytes] | None" = None) -> "subprocess.Popen[bytes]":
     """Start a command after showing it."""
     words = [str(word) for word in command]
     print("$", shlex.join(words), file=sys.stderr, flush=True)
-    return subprocess.Popen(words, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    return subprocess.Popen(words, stderr=stderr)
 
 
 def topology_text(addresses: "list[str]") -> str:

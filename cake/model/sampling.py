@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cake.errors import CakeError
+
 DEFAULT_SEED = 299792458
 
 
@@ -30,6 +32,8 @@ class Sampler:
 
     def sample(self, logits: Tensor, ids: Sequence[int]) -> int:
         """The next token after `ids`, from float32 logits `[vocab_size]` on the CPU."""
+        if not torch.isfinite(logits).all():
+            raise CakeError("the model's output is not finite; try a wider --dtype")
         logits = self._penalized(logits, ids)
         if self._params.temperature == 0:
             return int(logits.argmax())

@@ -129,13 +129,11 @@ class Checkpoint:
 
         Covers names, dtypes, shapes, and `SAMPLES` samples of each tensor: reading every byte would
         take the master minutes for weights that it never loads. A bundle, which holds only some
-        blocks, carries the fingerprints of all of them in a file.
+        blocks, has the others' fingerprints in a file.
         """
-        if str(block) in self._recorded_fingerprints:
-            return str(self._recorded_fingerprints[str(block)])
         names = sorted(name for name in self.names() if block_of(name) == block)
         if not names or not all((self.folder / self._file_of[n]).is_file() for n in names):
-            return None
+            return self._recorded_fingerprints.get(str(block))
         digest = hashlib.blake2b(digest_size=8)
         for name in names:
             file, entry = self.find(name)

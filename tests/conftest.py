@@ -1,0 +1,222 @@
+"""Shared parts of the tests: tiny random Llamas, the demo model, loopback workers, real processes."""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from cake.cli import main
+from cake.device import DeviceThread
+from cake.generator import Generator
+from cake.model.linear import Placement
+from cake.model.sampling import SamplingParams
+from cake.pipeline import Pipeline, open_pipeline
+from cake.remote import Patience
+from cake.stage import LocalStage
+from cake.topology import Node, Topology
+from cake.weights.checkpoint import Checkpoint
+from cake.weights.demo_model import demo_model_folder
+from cake.worker import Service, Worker, bind
+
+torch.set_num_threads(1)
+
+IMPATIENT = Patience(total=0.5, first_pause=0.02, handshake=2.0)
+GREEDY = SamplingParams(temperature=0, repeat_penalty=1)
+
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 256,
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.2,  # far from a fresh model's near-zero logits, whose ties rounding would break
+}
+
+
+def make_tiny_llama(folder: Path, seed: int = 0, shard_size: str = "5GB", **changes: Any) -> Path:
+    """Write a small random Llama as transformers would; `changes` go into its config."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(**{**TINY, **changes}))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or "norm" in name:  # transformers starts these at 0 and 1
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder, max_shard_size=shard_size)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama without a tokenizer. Not to be changed: copy it first."""
+    return make_tiny_llama(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The demo model's folder."""
+    return demo_model_folder(lambda _: True)
+
+
+@pytest.fixture
+def thread() -> Iterator[DeviceThread]:
+    """A CPU in float32 with one thread."""
+    thread = cpu_thread()
+    yield thread
+    thread.close()
+
+
+def cpu_thread(dtype: torch.dtype = torch.float32) -> DeviceThread:
+    """A CPU with one thread; the caller closes it."""
+    return DeviceThread(Placement(torch.device("cpu"), dtype), threads=1)
+
+
+async def loaded_stage(checkpoint: Checkpoint, span: range, thread: DeviceThread) -> LocalStage:
+    """A stage of this process with the weights of `span`, for sessions of at most 512 tokens."""
+    stage = LocalStage("here", span, checkpoint.config, 512, thread)
+    await thread.run(stage.load, checkpoint)
+    return stage
+
+
+@asynccontextmanager
+async def serving(folder: Path, name: str, *spans: range) -> AsyncIterator[Node]:
+    """A worker of this process on a free port of loopback; the node under which it is reached."""
+    checkpoint, thread = Checkpoint(folder), cpu_thread()
+    stages = [await loaded_stage(checkpoint, span, thread) for span in spans]
+    marks = [checkpoint.span_fingerprint(span) or "" for span in spans]
+    service = Service(
+        node=name,
+        model=checkpoint.config.fingerprint,
+        hidden_size=checkpoint.config.hidden_size,
+        context=512,
+        stages={stage.blocks.start: stage for stage in stages},
+        fingerprints=marks,
+    )
+    worker = Worker(service)
+    listener = bind("127.0.0.1", 0)
+    await worker.start(listener)
+    try:
+        yield Node(name, "127.0.0.1", listener.getsockname()[1], spans)
+    finally:
+        await worker.close("the test is over")
+        thread.close()
+
+
+@asynccontextmanager
+async def pipeline_over(folder: Path, *nodes: Node) -> AsyncIterator[Pipeline]:
+    """A master's pipeline of this process over these nodes; it runs what they do not serve."""
+    topology = Topology({node.name: node for node in nodes})
+    pipeline = await open_pipeline(Checkpoint(folder), topology, cpu_thread(), 512, IMPATIENT)
+    try:
+        yield pipeline
+    finally:
+        await pipeline.close()
+
+
+class NoText:
+    """A tokenizer for models that have none: every token is a letter."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """One letter for each token."""
+        return "".join(chr(ord("a") + i % 26) for i in ids)
+
+
+async def greedy_ids(pipeline: Pipeline, prompt: Sequence[int], n: int, chunk: int = 512) -> list[int]:
+    """The `n` tokens that follow `prompt` when the likeliest is always taken."""
+    generator = Generator(pipeline, NoText(), frozenset(), chunk)  # type: ignore[arg-type]
+    session = generator.open_session()
+    pieces = [piece async for piece in generator.generate(session, prompt, GREEDY, n)]
+    await generator.close_session(session)
+    return [piece.token for piece in pieces]
+
+
+def transformers_ids(folder: Path, prompt: Sequence[int], n: int) -> list[int]:
+    """What `transformers` generates greedily, without stopping, from the same folder in float32."""
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    output = model.generate(
+        torch.tensor([list(prompt)]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        min_new_tokens=n,
+        max_new_tokens=n,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        repetition_penalty=1.0,
+    )
+    return output[0, len(prompt) :].tolist()
+
+
+@pytest.fixture
+def cli() -> Callable[..., Result]:
+    """Runs `cake-cli` in this process: `cli("--model", folder)`; see `result.stderr`, `.exit_code`."""
+
+    def run(*arguments: object, stdin: str | None = None) -> Result:
+        return CliRunner().invoke(main, [str(a) for a in arguments], input=stdin)
+
+    return run
+
+
+class CakeProcess:
+    """A real `cake-cli` process."""
+
+    def __init__(self, *arguments: object, **environment: str) -> None:
+        command = [sys.executable, "-m", "cake", *map(str, arguments), "--threads", "1"]
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        )
+        self.stderr = ""
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """Read stderr until a line matches; fails when it ends before."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.stderr += line
+            if match := re.search(pattern, line):
+                return match
+        raise AssertionError(f"the process ended without {pattern!r}:\n{self.stderr}")
+
+    def finish(self) -> tuple[int, str, str]:
+        """Wait for the end; exit code, stdout, stderr."""
+        stdout, stderr = self.process.communicate(timeout=120)
+        return self.process.returncode, stdout, self.stderr + stderr
+
+
+@pytest.fixture
+def processes() -> Iterator[Callable[..., CakeProcess]]:
+    """Starts real `cake-cli` processes; what still runs at the end of the test is killed."""
+    started: list[CakeProcess] = []
+
+    def start(*arguments: object, **environment: str) -> CakeProcess:
+        started.append(CakeProcess(*arguments, **environment))
+        return started[-1]
+
+    yield start
+    for each in started:
+        if each.process.poll() is None:
+            each.process.kill()
+        each.process.communicate()
+
+
+def run(coroutine: Any) -> Any:
+    """For tests that are not coroutines themselves."""
+    return asyncio.run(coroutine)
