@@ -12,11 +12,12 @@ from cake.errors import PromptTooLongError
 from cake.generator import Generator
 from cake.master import Master, message, show_text, tell
 from cake.report import Answer, closing_lines
+from cake.session import Session
 
 
 async def run_chat(master: Master, generator: Generator) -> None:
     """Talk until Ctrl-D or the end of the input. Ctrl-C stops an answer."""
-    session = generator.open_session()
+    session = Session()
     history = master.system_messages()
     lines = _Lines()
     if master.raw:

@@ -3,7 +3,6 @@
 An async iterator that the terminal consumes; knows nothing of terminals, files or sockets.
 """
 
-import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -39,11 +38,6 @@ class Generator:
     ) -> None:
         self.pipeline, self.tokenizer = pipeline, tokenizer
         self._stop_ids, self._prompt_chunk = stop_ids, prompt_chunk
-        self._numbers = itertools.count()
-
-    def open_session(self) -> Session:
-        """A session of its own; end it with `close_session`."""
-        return Session(next(self._numbers))
 
     async def close_session(self, session: Session) -> None:
         """Free the session in every stage."""

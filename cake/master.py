@@ -97,7 +97,7 @@ class Master:
         show = (lambda _: None) if self.options.as_json else show_text
         answer = Answer(len(prompt))
         try:
-            await self.answer(generator, generator.open_session(), prompt, show, answer)
+            await self.answer(generator, Session(), prompt, show, answer)
         finally:
             if not self.options.as_json:
                 show_text("\n")

@@ -1,5 +1,6 @@
 """A session on the master: the token ids of one sequence, and how they get into the stages."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -16,9 +17,9 @@ OnProgress = Callable[[int], object]
 class Session:
     """One sequence on the master: its token ids, and how many of them every stage holds."""
 
-    number: int
     ids: list[int] = field(default_factory=list)
     held: int = 0
+    number: int = field(default_factory=itertools.count().__next__)  # unique in this process
 
     def keep_prefix(self, ids: Sequence[int]) -> None:
         """Become the sequence `ids`; what it shares with the old one need not be run again."""

@@ -21,6 +21,7 @@ from cake.model.linear import Placement
 from cake.model.sampling import SamplingParams
 from cake.pipeline import Pipeline, open_pipeline
 from cake.remote import Patience
+from cake.session import Session
 from cake.stage import LocalStage
 from cake.topology import Node, Topology
 from cake.weights.checkpoint import Checkpoint
@@ -136,7 +137,7 @@ class NoText:
 async def greedy_ids(pipeline: Pipeline, prompt: Sequence[int], n: int, chunk: int = 512) -> list[int]:
     """The `n` tokens that follow `prompt` when the likeliest is always taken."""
     generator = Generator(pipeline, NoText(), frozenset(), chunk)  # type: ignore[arg-type]
-    session = generator.open_session()
+    session = Session()
     pieces = [piece async for piece in generator.generate(session, prompt, GREEDY, n)]
     await generator.close_session(session)
     return [piece.token for piece in pieces]
@@ -147,10 +148,10 @@ def transformers_ids(folder: Path, prompt: Sequence[int], n: int) -> list[int]:
     from transformers import LlamaForCausalLM
 
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.generation_config.eos_token_id = None
     output = model.generate(
         torch.tensor([list(prompt)]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        min_new_tokens=n,
         max_new_tokens=n,
         do_sample=False,
         temperature=None,

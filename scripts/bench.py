@@ -1,0 +1,296 @@
+#!/usr/bin/env python3
+"""Measure Cake: frame round trip, prompt and generation speed, locally and over workers.
+
+    .venv/bin/python scripts/bench.py [--model FOLDER] [--workers 2] [--json]
+
+Workers are real processes on loopback. Each figure is the median of several runs, after one that is
+not counted; a table goes to stderr, or one JSON object to stdout.
+"""
+
+import asyncio
+import contextlib
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import torch
+
+from cake.device import DeviceThread, available_cores, choose_dtype
+from cake.generator import Generator
+from cake.model.batch import Batch, Segment
+from cake.model.linear import Placement
+from cake.model.sampling import SamplingParams
+from cake.model.tokenizer import Tokenizer
+from cake.pipeline import Pipeline, open_pipeline
+from cake.protocol.handshake import Expectation
+from cake.remote import Patience, RemoteStage, RemoteWorker, connect_worker
+from cake.session import Session
+from cake.stage import Computed, StageStats
+from cake.text import columns, human_bytes
+from cake.topology import Node, Topology, load_topology
+from cake.weights.checkpoint import Checkpoint, open_checkpoint
+from cake.worker import Service, Worker, bind
+
+ECHO = "serve-echo"
+ECHO_HIDDEN = 4096
+GREEDY = SamplingParams(temperature=0, repeat_penalty=1)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Medians of one set-up; tokens per second, and what the network added per token and stage."""
+
+    setup: str
+    prompt_tokens_per_s: float
+    generation_tokens_per_s: float
+    network_us_per_message: float
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How much to run: tokens of the prompt, tokens to generate, counted runs."""
+
+    prompt: int
+    generate: int
+    runs: int
+
+
+@click.command(help=__doc__)
+@click.option("--model", help="Folder or hub id.  [default: the demo model]")
+@click.option("--workers", type=click.IntRange(min=0), default=2, show_default=True)
+@click.option("--prompt-tokens", "prompt", type=click.IntRange(min=1), default=512, show_default=True)
+@click.option("--generate-tokens", "generate", type=click.IntRange(min=2), default=64, show_default=True)
+@click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), help="Of the local run.  [default: all cores]")
+@click.option("--worker-threads", type=click.IntRange(min=1), help="[default: an equal share of the cores]")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: as cake-cli]")
+@click.option("--round-trips", type=click.IntRange(min=1), default=2000, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def bench(
+    model: str | None,
+    workers: int,
+    threads: int | None,
+    worker_threads: int | None,
+    dtype: str | None,
+    round_trips: int,
+    as_json: bool,
+    **lengths: int,
+) -> None:
+    """Run the scenarios one after another."""
+    sizes = Lengths(**lengths)
+    torch.set_num_threads(1)
+    with echo_worker() as port:
+        round_trip = asyncio.run(measure_round_trip(port, round_trips))
+    checkpoint = open_checkpoint(model, lambda _: True)
+    local_threads = threads or available_cores()
+    numbers = choose_dtype(dtype, checkpoint.config.dtype, torch.device("cpu"))
+    speeds = [asyncio.run(measure(checkpoint, Topology({}), numbers, local_threads, sizes))]
+    if workers:
+        share = worker_threads or max(1, available_cores() // workers)
+        with running_workers(checkpoint, workers, share, numbers) as topology:
+            speeds.append(asyncio.run(measure(checkpoint, topology, numbers, share, sizes)))
+    result = {
+        "model": checkpoint.name,
+        "dtype": str(numbers).removeprefix("torch."),
+        **asdict(sizes),
+        "read_bytes_per_s": round(read_bandwidth(local_threads)),
+        "round_trip_us": {name: round(value, 1) for name, value in round_trip.items()},
+        "speeds": [asdict(speed) for speed in speeds],
+    }
+    click.echo(json.dumps(result)) if as_json else click.echo(table(result))
+
+
+def table(result: dict) -> str:
+    """The result for a person."""
+    trip = result["round_trip_us"]
+    rows = [["", "prompt", "generation", "network per message"]]
+    rows += [
+        [
+            speed["setup"],
+            f"{speed['prompt_tokens_per_s']:.1f} tokens/s",
+            f"{speed['generation_tokens_per_s']:.1f} tokens/s",
+            f"{speed['network_us_per_message']:.0f} µs",
+        ]
+        for speed in result["speeds"]
+    ]
+    return "\n".join(
+        [
+            f"frame round trip, {ECHO_HIDDEN} channels in bfloat16, loopback: "
+            f"median {trip['median']:.0f} µs (min {trip['min']:.0f}, max {trip['max']:.0f})",
+            f"read bandwidth: {human_bytes(result['read_bytes_per_s'])}/s",
+            f"{result['model']} in {result['dtype']}, prompt of {result['prompt']}, "
+            f"{result['generate']} generated, median of {result['runs']}:",
+            *columns(rows),
+        ]
+    )
+
+
+# One decode step's hidden state there and back, to a worker that does no compute.
+
+
+class EchoStage:
+    """A stage that gives back what it gets."""
+
+    node, blocks, device, dtype = "echo", range(1), "none", "bfloat16"
+
+    def __init__(self) -> None:
+        self.stats = StageStats()
+
+    async def forward(self, batch: Batch) -> Computed:
+        """The batch's own hidden states."""
+        return Computed(batch.hidden, 0.0)
+
+    async def forget(self, sessions: object) -> None:
+        """Nothing is held."""
+
+
+async def serve_echo() -> None:
+    """Be the echo worker until killed; prints the port."""
+    listener = bind("127.0.0.1", 0)
+    service = Service("echo", "echo", ECHO_HIDDEN, 1 << 20, {0: EchoStage()}, [""])
+    await Worker(service).start(listener)
+    print(listener.getsockname()[1], flush=True)
+    await asyncio.Event().wait()
+
+
+@contextlib.contextmanager
+def echo_worker() -> Iterator[int]:
+    """An echo worker in a process of its own; its port."""
+    process = subprocess.Popen([sys.executable, __file__, ECHO], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield int(process.stdout.readline())
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def measure_round_trip(port: int, n: int) -> dict[str, float]:
+    """Microseconds from handing a hidden state to the connection until its answer is there."""
+    node = Node("echo", "127.0.0.1", port, (range(1),))
+    expected = Expectation("echo", "echo", ECHO_HIDDEN, (range(1),), (None,))
+    worker: RemoteWorker = await connect_worker(node, expected, Patience())
+    stage, hidden = RemoteStage(worker, range(1)), torch.zeros(1, ECHO_HIDDEN, dtype=torch.bfloat16)
+    times = []
+    for position in range(n + n // 10):
+        started = time.perf_counter()
+        await stage.forward(Batch(hidden, (Segment(0, position, 1),)))
+        times.append((time.perf_counter() - started) * 1e6)
+    await worker.close()
+    counted = times[n // 10 :]
+    return {"median": statistics.median(counted), "min": min(counted), "max": max(counted)}
+
+
+# A real model, here or over workers.
+
+
+async def measure(
+    checkpoint: Checkpoint, topology: Topology, dtype: torch.dtype, threads: int, sizes: Lengths
+) -> Speed:
+    """Run the prompt and the generation of `sizes` over a topology."""
+    thread = DeviceThread(Placement(torch.device("cpu"), dtype), threads)
+    context = min(checkpoint.config.context, sizes.prompt + sizes.generate)
+    pipeline = await open_pipeline(checkpoint, topology, thread, context, Patience())
+    try:
+        generator = Generator(pipeline, Tokenizer(checkpoint.folder), frozenset())
+        runs = [await one_run(generator, sizes) for _ in range(sizes.runs + 1)][1:]
+    finally:
+        await pipeline.close()
+    setup = f"{len(topology.nodes)} workers" if topology.nodes else "local"
+    return Speed(
+        f"{setup}, {threads} thread{'s' * (threads > 1)}{' each' * bool(topology.nodes)}",
+        statistics.median(prompt for prompt, _ in runs),
+        statistics.median(generation for _, generation in runs),
+        network_us_per_message(pipeline),
+    )
+
+
+async def one_run(generator: Generator, sizes: Lengths) -> tuple[float, float]:
+    """Tokens per second of the prompt and of the generation."""
+    random = torch.Generator().manual_seed(0)
+    vocab_size = generator.pipeline.config.vocab_size
+    prompt = torch.randint(vocab_size, (sizes.prompt,), generator=random).tolist()
+    session = Session()
+    pieces = generator.generate(session, prompt, GREEDY, sizes.generate)
+    moments = [time.perf_counter()] + [time.perf_counter() async for _ in pieces]
+    await generator.close_session(session)
+    first, last = moments[1] - moments[0], moments[-1] - moments[1]
+    return sizes.prompt / first, (sizes.generate - 1) / last
+
+
+def network_us_per_message(pipeline: Pipeline) -> float:
+    """What a message to a worker cost beyond the worker's computing, on average."""
+    remote = [stage.stats for stage in pipeline.stages if isinstance(stage, RemoteStage)]
+    messages = sum(stats.messages for stats in remote)
+    return 1e6 * sum(stats.network_s for stats in remote) / messages if messages else 0.0
+
+
+@contextlib.contextmanager
+def running_workers(checkpoint: Checkpoint, n: int, threads: int, dtype: torch.dtype) -> Iterator[Topology]:
+    """Start worker processes that share the blocks evenly; their topology."""
+    n_blocks, processes = checkpoint.config.n_blocks, []
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "topology.yml")
+        write_topology(file, n_blocks, [0] * n)
+        common = [sys.executable, "-m", "cake", "--mode", "worker", "--model", str(checkpoint.folder)]
+        common += ["--topology", str(file), "--threads", str(threads), "--cpu", "--address", "127.0.0.1:0"]
+        common += ["--dtype", str(dtype).removeprefix("torch.")]
+        try:
+            for i in range(n):
+                command = [*common, "--name", f"worker{i}"]
+                processes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+            write_topology(file, n_blocks, [served_port(process) for process in processes])
+            yield load_topology(file)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+
+
+def served_port(process: "subprocess.Popen[str]") -> int:
+    """The port that a worker says it serves at."""
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if match := re.search(r" at 127\.0\.0\.1:(\d+),", line):
+            return int(match[1])
+    raise click.ClickException(f"a worker ended: {''.join(said)}")
+
+
+def write_topology(file: Path, n_blocks: int, ports: list[int]) -> None:
+    """An even share of the blocks for each port."""
+    n, text = len(ports), ""
+    for i, port in enumerate(ports):
+        first, last = n_blocks * i // n, n_blocks * (i + 1) // n - 1
+        text += f"worker{i}: {{host: '127.0.0.1:{port}', layers: [model.layers.{first}-{last}]}}\n"
+    file.write_text(text)
+
+
+def read_bandwidth(threads: int) -> float:
+    """Bytes per second at which this machine reads memory, best of several sums over 1 GB."""
+    torch.set_num_threads(threads)
+    data = torch.ones(250_000_000)
+    return data.nbytes / min(timed(data.sum) for _ in range(7))
+
+
+def timed(function: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == [ECHO]:
+        asyncio.run(serve_echo())
+    else:
+        bench()

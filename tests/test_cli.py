@@ -1,0 +1,230 @@
+"""The command line: what a person types wrong, and what they then read."""
+
+import json
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from conftest import IMPATIENT, make_tiny_llama
+
+import cake
+from cake import master
+from cake.cli import main, split_model
+
+TOPOLOGY = "worker0:\n  host: 127.0.0.1:{port}\n  layers: [model.layers.{layers}]\n"
+
+
+@pytest.fixture
+def folder(tiny_model: Path, demo_model: Path, tmp_path: Path) -> Path:
+    """A model folder that a test may damage: tiny, with the demo model's tokenizer."""
+    folder = tmp_path / "tiny"
+    shutil.copytree(tiny_model, folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(demo_model / name, folder)
+    return folder
+
+
+def topology_file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "topology.yml"
+    path.write_text(text)
+    return path
+
+
+def check_refusal(result, *substance: str) -> None:
+    """One line on stderr that says these things, exit code 2, nothing on stdout."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("Error: ")
+    for words in substance:
+        assert words in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "substance"),
+    [
+        ("{", "not YAML"),
+        ("- a\n- b\n", "must be a map"),
+        ("w: {host: 'a:1', layers: [model.layers.0], speed: 3}", "unknown key 'speed'"),
+        ("w: {host: laptop, layers: [model.layers.0]}", "write host:port"),
+        ("w: {host: 'a:1', layers: [model.layers.5-2]}", "ends before it begins"),
+        (
+            "a: {host: 'a:1', layers: [model.layers.0-2]}\nb: {host: 'b:1', layers: [model.layers.2]}",
+            "'a' and 'b' both claim block 2",
+        ),
+        (TOPOLOGY.format(port=1, layers="4-6"), "the model's last block is 5"),
+    ],
+)
+def test_a_bad_topology_is_explained(cli, folder: Path, tmp_path: Path, text: str, substance: str) -> None:
+    result = cli("--model", folder, "--topology", topology_file(tmp_path, text))
+    check_refusal(result, substance)
+
+
+@pytest.mark.parametrize("mode", ["master", "worker"])
+def test_a_missing_topology_file_is_named(cli, mode: str) -> None:
+    check_refusal(cli("--mode", mode, "--topology", "/nowhere.yml"), "/nowhere.yml", "No such file")
+
+
+def test_a_worker_beyond_the_last_block_is_refused(cli, folder: Path, tmp_path: Path) -> None:
+    path = topology_file(tmp_path, TOPOLOGY.format(port=1, layers="4-6"))
+    result = cli("--mode", "worker", "--model", folder, "--topology", path, "--address", "127.0.0.1:0")
+    check_refusal(result, "claims block 6", "last block is 5")
+
+
+def test_a_worker_needs_a_topology_and_a_name_in_it(cli, tmp_path: Path) -> None:
+    check_refusal(cli("--mode", "worker"), "--topology")
+    path = topology_file(tmp_path, TOPOLOGY.format(port=1, layers="0"))
+    result = cli("--mode", "worker", "--topology", path, "--name", "laptop")
+    check_refusal(result, "'laptop'", "worker0")
+    two = TOPOLOGY.format(port=1, layers="0") + TOPOLOGY.format(port=2, layers="1").replace("0:", "1:", 1)
+    result = cli("--mode", "worker", "--topology", topology_file(tmp_path, two))
+    check_refusal(result, "--name", "worker0, worker1")
+
+
+def test_a_missing_model_folder_is_named(cli) -> None:
+    check_refusal(cli("--model", "/no/such/model"), "no model folder at /no/such/model")
+
+
+def test_a_folder_without_config_is_named(cli, tmp_path: Path) -> None:
+    check_refusal(cli("--model", tmp_path), "no config.json")
+
+
+def test_a_folder_without_weights_is_named(cli, folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    check_refusal(cli("--model", folder), "no weights")
+
+
+def test_a_truncated_file_is_named_with_the_offset(cli, folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    check_refusal(cli("--model", folder), str(path), f"offset {path.stat().st_size}", "truncated")
+
+
+def test_a_corrupt_file_is_named_with_the_offset(cli, folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", 4) + b"oops" + path.read_bytes()[12:])
+    check_refusal(cli("--model", folder), str(path), "offset 8", "not a JSON map")
+
+
+def test_a_missing_shard_is_named(cli, demo_model: Path, tmp_path: Path) -> None:
+    folder = make_tiny_llama(tmp_path / "sharded", shard_size="200KB")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(demo_model / name, folder)
+    shard = sorted(folder.glob("model-*.safetensors"))[-1]
+    shard.unlink()
+    check_refusal(cli("--model", folder), shard.name, "is missing")
+
+
+def test_a_tensor_of_the_wrong_shape_is_named(cli, folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 128}))
+    check_refusal(cli("--model", folder), "gate_proj.weight has shape [96, 64]", "asks for [128, 64]")
+
+
+def test_an_unsupported_architecture_is_named_with_those_supported(cli, folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["GPT2LMHeadModel"]}))
+    check_refusal(cli("--model", folder), "GPT2LMHeadModel", "LlamaForCausalLM")
+
+
+def test_an_address_in_use_is_named(cli, folder: Path, tmp_path: Path) -> None:
+    path = topology_file(tmp_path, TOPOLOGY.format(port=1, layers="0"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        arguments = ("--mode", "worker", "--model", folder, "--topology", path, "--address", address)
+        check_refusal(cli(*arguments), address, "in use")
+
+
+def test_a_malformed_address_is_explained(cli, tmp_path: Path) -> None:
+    path = topology_file(tmp_path, TOPOLOGY.format(port=1, layers="0"))
+    result = cli("--mode", "worker", "--topology", path, "--address", "localhost")
+    check_refusal(result, "--address", "write host:port")
+
+
+def test_an_unreachable_worker_is_named(cli, folder: Path, tmp_path: Path, monkeypatch) -> None:
+    with socket.socket() as unused:  # bound, but not listening: connections are refused
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        monkeypatch.setattr(master, "Patience", lambda: IMPATIENT)
+        path = topology_file(tmp_path, TOPOLOGY.format(port=port, layers="0"))
+        result = cli("--model", folder, "--topology", path)
+    assert result.exit_code == 2
+    assert f"worker 'worker0' at 127.0.0.1:{port} cannot be reached" in result.stderr
+    assert "cake-cli --mode worker --name worker0" in result.stderr
+
+
+def test_a_prompt_longer_than_the_context_names_both_numbers(cli, folder: Path) -> None:
+    make_tiny_llama(folder, vocab_size=49152)  # as many tokens as its tokenizer makes
+    result = cli("--model", folder, "--raw", "--prompt", "1234567890", "--context", "8")
+    assert result.exit_code == 2
+    assert "the prompt has 10 tokens and the context holds 8" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
+def test_a_context_beyond_the_models_is_refused(cli, folder: Path) -> None:
+    check_refusal(cli("--model", folder, "--context", "5000"), "--context 5000", "2048")
+
+
+def test_a_device_that_is_not_here_is_named(cli, folder: Path) -> None:
+    check_refusal(cli("--model", folder, "--device", "abacus"), "'abacus'", "present: cpu")
+
+
+def test_chat_and_json_exclude_one_another(cli) -> None:
+    check_refusal(cli("--chat", "--json"), "--chat and --json")
+
+
+def test_debug_shows_the_traceback(cli) -> None:
+    result = cli("--model", "/no/such/model", "--debug")
+    assert result.exit_code == 2
+    assert "Traceback" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("Error: no model folder")
+
+
+@pytest.mark.parametrize(
+    "option", [["-n", "0"], ["--temperature", "-1"], ["--top-p", "0"], ["--dtype", "int8"], ["--bogus"]]
+)
+def test_options_out_of_range_are_usage_errors(cli, option: list[str]) -> None:
+    result = cli(*option)
+    assert result.exit_code == 2
+    assert option[0] in result.stderr
+
+
+def test_help_names_every_option_and_needs_no_torch() -> None:
+    code = "import sys; from cake.cli import main; main(['--help'], standalone_mode=False);"
+    code += "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    for parameter in main.params:
+        assert parameter.opts[0] in output
+    assert "Examples:" in output
+
+
+@pytest.mark.parametrize("command", [main, split_model])
+def test_version(command) -> None:
+    assert cake.__version__ in CliRunner().invoke(command, ["--version"]).output
+
+
+def test_defaults_are_those_of_the_documentation() -> None:
+    defaults = {parameter.name: parameter.default for parameter in main.params}
+    expected = {
+        "mode": "master",
+        "address": "127.0.0.1:10128",
+        "prompt": "The sky is blue because ",
+        "system_prompt": "You are a helpful AI assistant.",
+        "sample_len": 100,
+        "repeat_last_n": 128,
+        "seed": 299792458,
+    }
+    assert {name: defaults[name] for name in expected} == expected
+
+
+def test_split_model_refuses_what_does_not_fit(folder: Path, tmp_path: Path) -> None:
+    path = topology_file(tmp_path, TOPOLOGY.format(port=1, layers="4-6"))
+    arguments = ["--model-path", str(folder), "--topology", str(path), "--output", str(tmp_path / "out")]
+    check_refusal(CliRunner().invoke(split_model, arguments), "claims block 6")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,224 @@
+"""The demo model in real processes over real sockets, held against transformers."""
+
+import asyncio
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from conftest import IMPATIENT, CakeProcess, cpu_thread, greedy_ids, run, transformers_ids
+
+from cake.model.tokenizer import Tokenizer
+from cake.pipeline import open_pipeline
+from cake.session import Session, advance
+from cake.topology import load_topology
+from cake.weights.checkpoint import Checkpoint, block_of
+
+PROMPTS = [
+    "The sky is blue because ",
+    "Once upon a time, in a village by the sea,",
+    "def fibonacci(n):\n    ",
+    "Die Hauptstadt von Frankreich ist",
+    "1 2 3 4 5 6 7 8 9 10 11 12",
+]
+N = 64
+LAYOUTS = {  # what each worker serves; the rest runs on the master
+    "one worker": ["0-29"],
+    "three workers": ["0-9", "10-19", "20-29"],
+    "master at start, middle and end": ["3-9", "15-24, 26"],
+}
+CHUNKS = {"one worker": 512, "three workers": 7, "master at start, middle and end": 1}
+GREEDY = ("--temperature", "0", "--repeat-penalty", "1", "--dtype", "float32")
+
+Start = Callable[..., CakeProcess]
+
+
+@pytest.fixture(scope="module")
+def expected(demo_model: Path) -> dict[str, list[int]]:
+    """The ids that transformers generates after each prompt."""
+    tokenizer = Tokenizer(demo_model)
+    return {prompt: transformers_ids(demo_model, tokenizer.encode(prompt), N) for prompt in PROMPTS}
+
+
+class Cluster(NamedTuple):
+    """Running workers, and the topology file under which a master finds them."""
+
+    topology: Path
+    workers: list[CakeProcess]
+
+
+def until_stop(ids: list[int]) -> list[int]:
+    """What is generated up to the demo model's end token, itself included."""
+    return ids[: ids.index(2) + 1] if 2 in ids else ids
+
+
+def start_workers(start: Start, folder: Path, *spans: str) -> Cluster:
+    """Real workers on free ports."""
+    path = folder / "topology.yml"
+
+    def write(addresses: list[str]) -> None:
+        nodes = {
+            f"worker{i}": {"host": address, "layers": [f"model.layers.{s}" for s in span.split(", ")]}
+            for i, (address, span) in enumerate(zip(addresses, spans, strict=True))
+        }
+        path.write_text(json.dumps(nodes))  # JSON is YAML
+
+    write(["127.0.0.1:1"] * len(spans))
+    arguments = ("--mode", "worker", "--topology", path, "--address", "127.0.0.1:0", "--dtype", "float32")
+    workers = [start(*arguments, "--name", f"worker{i}") for i in range(len(spans))]
+    write([worker.wait_for(r" at (127\.0\.0\.1:\d+),")[1] for worker in workers])
+    return Cluster(path, workers)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_text_is_that_of_one_machine(
+    processes: Start, demo_model: Path, tmp_path: Path, expected: dict[str, list[int]], layout: str
+) -> None:
+    topology, _ = start_workers(processes, tmp_path, *LAYOUTS[layout])
+    master = processes("--topology", topology, "--raw", "--prompt", PROMPTS[1], "-n", N, "--json", *GREEDY)
+
+    async def in_this_process() -> None:
+        checkpoint, tokenizer = Checkpoint(demo_model), Tokenizer(demo_model)
+        pipeline = await open_pipeline(checkpoint, load_topology(topology), cpu_thread(), 512, IMPATIENT)
+        try:
+            answers = await asyncio.gather(
+                *(greedy_ids(pipeline, tokenizer.encode(p), N, CHUNKS[layout]) for p in PROMPTS)
+            )
+            assert answers == [expected[prompt] for prompt in PROMPTS]
+            await check_logits(pipeline, demo_model, tokenizer.encode(PROMPTS[1]))
+        finally:
+            await pipeline.close()
+
+    run(in_this_process())
+    code, stdout, stderr = master.finish()
+    assert code == 0, stderr
+    result = json.loads(stdout)
+    assert result["token_ids"] == until_stop(expected[PROMPTS[1]])
+    assert result["text"] == Tokenizer(demo_model).decode(result["token_ids"])
+    assert result["prompt_tokens"] == len(Tokenizer(demo_model).encode(PROMPTS[1]))
+    check_report(result, len(LAYOUTS[layout]))
+
+
+async def check_logits(pipeline, folder: Path, prompt: list[int]) -> None:
+    """The last position's logits are transformers', but for rounding."""
+    from transformers import LlamaForCausalLM
+
+    reference = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.inference_mode():
+        theirs = reference(torch.tensor([prompt])).logits[0, -1]
+    hidden = await advance(pipeline, Session(list(prompt)), 512)
+    ours = await pipeline.choose(hidden, lambda logits: logits[0].clone())
+    assert (ours - theirs).abs().max() <= 1e-4
+
+
+def check_report(result: dict, n_workers: int) -> None:
+    """The JSON has the promised fields, and one message per worker's span and token."""
+    assert result["finish_reason"] == ("stop" if result["token_ids"][-1] == 2 else "length")
+    assert result["time_to_first_token_s"] > 0
+    assert result["prefill_tokens_per_s"] > 0
+    assert result["decode_tokens_per_s"] > 0
+    assert result["peak_memory_bytes"] > 100e6
+    stages = result["stages"]
+    assert [stage["first_block"] for stage in stages] == sorted(s["first_block"] for s in stages)
+    assert sum(s["last_block"] - s["first_block"] + 1 for s in stages) == 30
+    # The prompt, then every token but the last.
+    assert {stage["messages"] for stage in stages} == {len(result["token_ids"])}
+    assert len({s["node"] for s in stages} - {"master"}) == n_workers
+    for stage in stages:
+        assert (stage["bytes_sent"] > 0) == (stage["node"] != "master")
+        assert stage["bytes_received"] <= stage["bytes_sent"] * 1.1
+        assert stage["compute_s"] > 0
+        assert (stage["device"], stage["dtype"]) == ("cpu", "float32")
+
+
+def test_two_masters_at_once_get_the_text_of_one(
+    processes: Start, tmp_path: Path, expected: dict[str, list[int]]
+) -> None:
+    topology, _ = start_workers(processes, tmp_path, "0-14", "15-29")
+    common = ("--topology", topology, "--raw", "-n", N, "--json", *GREEDY)
+    masters = [processes(*common, "--prompt", prompt) for prompt in PROMPTS[:2]]
+    for prompt, master in zip(PROMPTS, masters, strict=False):
+        assert json.loads(master.finish()[1])["token_ids"] == until_stop(expected[prompt])
+
+
+def test_streamed_text_goes_to_stdout_and_the_rest_to_stderr(processes: Start) -> None:
+    code, stdout, stderr = processes("--prompt", "Say hello.", "-n", 8, *GREEDY).finish()
+    assert code == 0
+    assert stdout.startswith("Hello")
+    assert "SmolLM2-135M-Instruct: 30 blocks" in stderr
+    assert "first after" in stderr
+    assert "compute" in stderr
+    assert "loading" not in stderr  # a bar that lasts under two seconds is not drawn
+
+
+def test_the_same_seed_gives_the_same_text(cli) -> None:
+    common = ("--prompt", "Tell me a story.", "-n", 12, "--temperature", "1", "--json", "--threads", 1)
+    texts = [cli(*common, "--seed", seed).stdout for seed in (1, 1, 2)]
+    first, again, other = (json.loads(text)["token_ids"] for text in texts)
+    assert first == again != other
+
+
+def test_chat_keeps_the_history_and_answers_every_line(demo_model: Path) -> None:
+    command = [sys.executable, "-m", "cake", "--chat", "-n", "16", "--threads", "1", *GREEDY]
+    lines = "What is 2+2?\n\nAnd 3+3?\n"
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=120, check=True)
+    first, second = done.stdout.splitlines()
+    chat = [{"role": "system", "content": "You are a helpful AI assistant."}]
+    lengths = []
+    for question, answer in (("What is 2+2?", first), ("And 3+3?", second)):
+        chat.append({"role": "user", "content": question})
+        lengths.append(str(len(Tokenizer(demo_model).encode_chat(chat))))
+        chat.append({"role": "assistant", "content": answer})
+    assert re.findall(r"prompt of (\d+)", done.stderr) == lengths
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals to one process are POSIX")
+def test_ctrl_c_ends_either_role_cleanly(processes: Start, tmp_path: Path) -> None:
+    topology, (worker,) = start_workers(processes, tmp_path, "0-29")
+    master = processes("--topology", topology, "-n", 2000, "--temperature", "0")
+    master.wait_for("norm, head")
+    assert master.process.stdout is not None
+    assert master.process.stdout.read(1)  # it is in the middle of its answer
+    master.process.send_signal(signal.SIGINT)
+    code, _, stderr = master.finish()
+    assert (code, stderr.splitlines()[-1]) == (130, "interrupted")
+    assert "Traceback" not in stderr
+    assert processes("--topology", topology, "-n", 2, "--temperature", "0").finish()[0] == 0
+    worker.process.send_signal(signal.SIGINT)
+    code, _, stderr = worker.finish()
+    assert code == 0
+    assert stderr.count(" came") == stderr.count(" left") == 2
+    assert stderr.splitlines()[-1].endswith("worker0 stopped")
+    assert "Traceback" not in stderr
+
+
+def test_a_worker_that_dies_ends_the_master_in_one_line(processes: Start, tmp_path: Path) -> None:
+    topology, (worker,) = start_workers(processes, tmp_path, "0-29")
+    master = processes("--topology", topology, "-n", 2000, "--temperature", "0")
+    master.wait_for("norm, head")
+    assert master.process.stdout is not None
+    assert master.process.stdout.read(1)
+    worker.process.kill()
+    code, _, stderr = master.finish()
+    assert code == 2
+    assert stderr.splitlines()[-1].startswith("Error: lost worker 'worker0' at 127.0.0.1:")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+def test_a_workers_memory_is_its_span_and_torch(processes: Start, demo_model: Path, tmp_path: Path) -> None:
+    topology, (worker,) = start_workers(processes, tmp_path, "0-29")
+    assert processes("--topology", topology, "-n", 8, "--temperature", "0").finish()[0] == 0
+    status = Path(f"/proc/{worker.process.pid}/status").read_text()
+    peak = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+    code = "import torch, resource as r; print(r.getrusage(r.RUSAGE_SELF).ru_maxrss * 1024)"
+    idle = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    checkpoint = Checkpoint(demo_model)
+    entries = [checkpoint.find(name)[1] for name in checkpoint.names() if block_of(name) is not None]
+    span = sum(2 * (entry.end - entry.start) for entry in entries)  # bfloat16 there, float32 here
+    assert peak <= 1.1 * span + idle
