@@ -53,10 +53,11 @@ def errors_in_one_line(command: Callable[..., None]) -> Callable[..., None]:
 
 
 DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks and the debug log.")
+SETTINGS = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
 POSITIVE = click.IntRange(min=1)
 
 
-@click.command(epilog=EXAMPLES, context_settings={"max_content_width": 100})
+@click.command(epilog=EXAMPLES, context_settings=SETTINGS)
 @click.option(
     "--mode",
     type=click.Choice(["master", "worker"]),
@@ -204,7 +205,7 @@ def _master_options(compute: ComputeOptions, options: dict[str, Any]) -> MasterO
     )
 
 
-@click.command(context_settings={"max_content_width": 100})
+@click.command(context_settings=SETTINGS)
 @click.option("--model-path", required=True, help="The model's folder, or a Hugging Face hub id.")
 @click.option("--topology", required=True, type=click.Path(path_type=Path), help="Who serves which blocks.")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Where the bundles go.")

@@ -20,7 +20,7 @@ from cake.remote import Patience
 from cake.report import Answer, as_json, closing_lines, topology_table
 from cake.session import Session
 from cake.topology import Topology, load_topology
-from cake.weights.checkpoint import Checkpoint, block_of, open_checkpoint
+from cake.weights.checkpoint import Checkpoint, block_of, bundled_topology, open_checkpoint
 
 
 def run_master(options: MasterOptions, patience: Patience | None = None) -> None:
@@ -29,7 +29,8 @@ def run_master(options: MasterOptions, patience: Patience | None = None) -> None
 
 
 async def _run(options: MasterOptions, patience: Patience) -> None:
-    topology = load_topology(options.topology) if options.topology else Topology({})
+    topology_file = options.topology or bundled_topology(options.compute.model)
+    topology = load_topology(topology_file) if topology_file else Topology({})
     checkpoint = open_checkpoint(options.compute.model, wanted_by_master(topology))
     tokenizer = Tokenizer(checkpoint.folder)
     master = Master(options, topology, checkpoint, tokenizer)

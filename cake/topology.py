@@ -23,6 +23,7 @@ from cake.errors import TopologyError
 
 MASTER = "master"
 KEYS = ("host", "description", "layers")
+NAME = re.compile(r"\w[\w. -]*")  # names become folders
 LAYERS = re.compile(r"model\.layers\.(\d+)(?:-(\d+))?")
 
 
@@ -99,11 +100,15 @@ def parse_topology(text: str) -> Topology:
     """Check the text of a topology file."""
     try:
         content = yaml.load(text, Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise TopologyError(f"not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not content:
         raise TopologyError("must be a map from node names to host and layers")
     nodes = {str(name): _node(str(name), fields) for name, fields in content.items()}
+    if len(nodes) < len(content):
+        names = [str(name) for name in content]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise TopologyError(f"the node {twice!r} appears twice, as a number and as text")
     _refuse_shared_blocks(nodes.values())
     return Topology(nodes)
 
@@ -111,6 +116,10 @@ def parse_topology(text: str) -> Topology:
 def _node(name: str, fields: object) -> Node:
     if name == MASTER:
         raise TopologyError("a node cannot be called 'master'; blocks that no node claims run there anyway")
+    if not NAME.fullmatch(name):
+        raise TopologyError(
+            f"{name!r} cannot be a node's name: letters, digits, '.', '_', '-' and spaces can be in it"
+        )
     if not isinstance(fields, dict):
         raise TopologyError(f"node {name!r} must be a map with the keys {', '.join(KEYS)}")
     for key in fields:

@@ -19,7 +19,7 @@ from cake.protocol.handshake import describe_spans
 from cake.stage import LocalStage
 from cake.text import human_bytes
 from cake.topology import Node, load_topology, parse_address
-from cake.weights.checkpoint import Checkpoint, block_of, open_checkpoint
+from cake.weights.checkpoint import Checkpoint, block_of, bundled_topology, open_checkpoint
 from cake.worker import Service, Worker, bind
 
 log = logging.getLogger(__name__)
@@ -42,12 +42,10 @@ def run_worker(options: WorkerOptions) -> None:
 
 def _topology_file(options: WorkerOptions) -> Path:
     """The file that was named, or the one in the bundle that was named as the model."""
-    if options.topology is not None:
-        return options.topology
-    bundled = Path(options.compute.model or "") / "topology.yml"
-    if options.compute.model and bundled.is_file():
-        return bundled
-    raise CakeError("a worker needs --topology, the file that says which blocks it serves")
+    path = options.topology or bundled_topology(options.compute.model)
+    if path is None:
+        raise CakeError("a worker needs --topology, the file that says which blocks it serves")
+    return path
 
 
 def wanted_by(node: Node) -> Callable[[str], bool]:

@@ -5,9 +5,10 @@ Knows nothing of weights: a `ModelConfig` says what the tensors must look like, 
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from cake.errors import CheckpointError
 
@@ -66,18 +67,18 @@ class ModelConfig:
         does not compute, and for a value that is missing or makes no sense.
         """
         _refuse_unsupported(raw, where)
-        number = _NumberReader(raw, where)
-        hidden_size, n_heads = number("hidden_size"), number("num_attention_heads")
+        number = _Reader(raw, where)
+        hidden_size, n_heads = number.whole("hidden_size"), number.whole("num_attention_heads")
         config = cls(
-            n_blocks=number("num_hidden_layers"),
+            n_blocks=number.whole("num_hidden_layers"),
             hidden_size=hidden_size,
-            intermediate_size=number("intermediate_size"),
+            intermediate_size=number.whole("intermediate_size"),
             n_heads=n_heads,
-            n_kv_heads=number("num_key_value_heads", n_heads),
-            head_dim=number("head_dim", hidden_size // n_heads),
-            vocab_size=number("vocab_size"),
-            context=number("max_position_embeddings", 2048),
-            norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+            n_kv_heads=number.whole("num_key_value_heads", n_heads),
+            head_dim=number.whole("head_dim", hidden_size // n_heads),
+            vocab_size=number.whole("vocab_size"),
+            context=number.whole("max_position_embeddings", 2048),
+            norm_eps=number.real("rms_norm_eps", 1e-6),
             rope=_rope(raw, where),
             attention_bias=bool(raw.get("attention_bias", False)),
             mlp_bias=bool(raw.get("mlp_bias", False)),
@@ -101,19 +102,27 @@ def token_ids(value: object) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, list) else ()
 
 
-class _NumberReader:
-    """Reads positive whole numbers and names the one that is not."""
+class _Reader:
+    """Reads positive numbers and names the one that is none; null counts as absent."""
 
     def __init__(self, raw: Mapping[str, Any], where: str) -> None:
         self._raw, self._where = raw, where
 
-    def __call__(self, name: str, default: int | None = None) -> int:
-        value = self._raw.get(name)
-        if value is None:
-            value = default
+    def whole(self, name: str, default: int | None = None) -> int:
+        value = self._value(name, default)
         if type(value) is not int or value <= 0:
             raise CheckpointError(f"{self._where}: {name} must be a positive whole number, not {value!r}")
         return value
+
+    def real(self, name: str, default: float | None = None) -> float:
+        value = self._value(name, default)
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise CheckpointError(f"{self._where}: {name} must be a positive number, not {value!r}")
+        return float(value)
+
+    def _value(self, name: str, default: float | None) -> Any:
+        value = self._raw.get(name)
+        return default if value is None else value
 
 
 def _refuse_unsupported(raw: Mapping[str, Any], where: str) -> None:
@@ -135,27 +144,22 @@ def _refuse_unsupported(raw: Mapping[str, Any], where: str) -> None:
 
 def _rope(raw: Mapping[str, Any], where: str) -> RopeConfig:
     """Both generations of the field: `rope_theta` + `rope_scaling`, and `rope_parameters`."""
-    scaling: Mapping[str, Any] = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    theta = float(scaling.get("rope_theta") or raw.get("rope_theta") or 10000.0)
+    field = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
+    scaling = raw.get(field) or {}
+    if not isinstance(scaling, Mapping):
+        raise CheckpointError(f"{where}: {field} must be a map, not {scaling!r}")
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind not in SUPPORTED_ROPE_TYPES:
         supported = ", ".join(SUPPORTED_ROPE_TYPES)
         raise CheckpointError(f"{where}: rope scaling {kind!r} is not supported; Cake computes {supported}")
-    try:
-        return RopeConfig(theta, cast("RopeType", kind), **_rope_numbers(kind, scaling, raw))
-    except KeyError as error:
-        raise CheckpointError(f"{where}: rope scaling {kind!r} lacks {error}") from error
-
-
-def _rope_numbers(kind: str, scaling: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+    inner, outer = _Reader(scaling, f"{where}: {field}"), _Reader(raw, where)
+    theta = inner.real("rope_theta", outer.real("rope_theta", 10000.0))
     if kind == "default":
-        return {}
+        return RopeConfig(theta)
     if kind == "linear":
-        return {"factor": float(scaling["factor"])}
-    original = scaling.get("original_max_position_embeddings")
-    return {
-        "factor": float(scaling["factor"]),
-        "low_freq_factor": float(scaling["low_freq_factor"]),
-        "high_freq_factor": float(scaling["high_freq_factor"]),
-        "original_context": int(original or raw["max_position_embeddings"]),
-    }
+        return RopeConfig(theta, "linear", inner.real("factor"))
+    low, high = inner.real("low_freq_factor"), inner.real("high_freq_factor")
+    if low >= high:
+        raise CheckpointError(f"{where}: {field}: low_freq_factor must be below high_freq_factor")
+    original = inner.whole("original_max_position_embeddings", outer.whole("max_position_embeddings"))
+    return RopeConfig(theta, "llama3", inner.real("factor"), low, high, original)

@@ -45,7 +45,7 @@ class Sampler:
         penalty, last_n = self._params.repeat_penalty, self._params.repeat_last_n
         if penalty == 1 or last_n == 0:
             return logits
-        recent = torch.tensor(sorted(set(ids[-last_n:])))
+        recent = torch.tensor(sorted(set(ids[-last_n:])), dtype=torch.long)
         scores = logits[recent]
         logits = logits.clone()
         logits[recent] = torch.where(scores < 0, scores * penalty, scores / penalty)

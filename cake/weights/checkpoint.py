@@ -21,6 +21,7 @@ from cake.weights.hub import INDEX, SINGLE, fetch_model, is_hub_id
 from cake.weights.safetensors_files import DTYPES, SafetensorsFile, TensorEntry
 
 FINGERPRINTS = "fingerprints.json"
+TOPOLOGY_FILE = "topology.yml"
 SAMPLE_BYTES, SAMPLES = 4096, 16
 
 Wanted = Callable[[str], bool]
@@ -157,6 +158,12 @@ def _sample_starts(n_bytes: int) -> Iterator[int]:
     """Offsets of the samples, evenly spread from the first bytes to the last."""
     last = max(0, n_bytes - SAMPLE_BYTES)
     return (last * i // (SAMPLES - 1) for i in range(SAMPLES))
+
+
+def bundled_topology(model: str | None) -> Path | None:
+    """The topology file in the bundle that `--model` names, if it names one."""
+    path = Path(model).expanduser() / TOPOLOGY_FILE if model else None
+    return path if path is not None and path.is_file() else None
 
 
 def open_checkpoint(model: str | None, wanted: Wanted) -> Checkpoint:

@@ -82,8 +82,14 @@ def _packaged_gguf() -> Path | None:
 
 def _convert_into(gguf_file: Path, folder: Path) -> None:
     """Convert beside the final place and move there when complete, so that no half is ever used."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{NAME}-", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{NAME}-", dir=folder.parent))
+    except OSError as error:
+        raise CheckpointError(
+            f"the cache {folder.parent} cannot be written ({error.strerror}); set CAKE_CACHE to a "
+            "folder that can"
+        ) from error
     try:
         convert(gguf_file, scratch)
         try:

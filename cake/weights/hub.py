@@ -15,6 +15,9 @@ SMALL_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
     "special_tokens_map.json",
     "chat_template.jinja",
 )
@@ -32,30 +35,41 @@ def fetch_model(model_id: str, wanted: Callable[[str], bool]) -> Path:
     no such model; files that are in the hub's cache already are not downloaded again.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+    )
 
     def download(*patterns: str) -> Path:
         return Path(snapshot_download(model_id, allow_patterns=list(patterns)))
 
     try:
         folder = download(*SMALL_FILES, INDEX)
-        if (folder / INDEX).is_file():
-            weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-            shards = {file for name, file in weight_map.items() if wanted(name)}
-        else:
-            shards = {SINGLE}
-        return download(*sorted(shards)) if shards else folder
+        shards = _shards(folder, wanted)
+        return download(*shards) if shards else folder
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
             f"{model_id!r} is no folder here, and the Hugging Face hub cannot be reached"
         ) from error
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"the Hugging Face hub gives {model_id!r} only to those who were granted access: ask for it on "
+            "the model's page, then 'hf auth login'"
+        ) from error
     except HfHubHTTPError as error:
-        reason = "asks for a login (hf auth login)" if _is_refusal(error) else "has no such model"
-        raise CheckpointError(f"{model_id!r} is no folder here, and the Hugging Face hub {reason}") from error
-    except (OSError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{model_id!r} could not be downloaded: {error}") from error
+        raise CheckpointError(
+            f"{model_id!r} is no folder here, and the Hugging Face hub has no such model, or none that your "
+            "login may see"
+        ) from error
+    except Exception as error:  # whatever the hub's transport and a malformed index raise
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{model_id!r} could not be downloaded: {reason}") from error
 
 
-def _is_refusal(error: Exception) -> bool:
-    response = getattr(error, "response", None)
-    return response is not None and response.status_code in (401, 403)
+def _shards(folder: Path, wanted: Callable[[str], bool]) -> list[str]:
+    """The weight files that hold a wanted tensor; the single file where there is no index."""
+    if not (folder / INDEX).is_file():
+        return [SINGLE]
+    weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+    return sorted({file for name, file in weight_map.items() if wanted(name)})

@@ -17,11 +17,15 @@ from tqdm import tqdm
 
 from cake.errors import CheckpointError
 from cake.topology import MASTER, Topology, dump_topology, load_topology
-from cake.weights.checkpoint import FINGERPRINTS, Checkpoint, block_of, open_checkpoint
+from cake.weights.checkpoint import (
+    FINGERPRINTS,
+    TOPOLOGY_FILE,
+    Checkpoint,
+    block_of,
+    open_checkpoint,
+)
 from cake.weights.hub import SINGLE, SMALL_FILES
 from cake.weights.safetensors_files import SafetensorsFile, TensorEntry
-
-TOPOLOGY_FILE = "topology.yml"
 
 
 @dataclass(frozen=True)
@@ -38,18 +42,18 @@ def split(model: str, topology_file: Path, output: Path) -> None:
     topology = load_topology(topology_file)
     checkpoint = open_checkpoint(model, lambda _: True)
     bundles = plan(checkpoint, topology)
+    marks = {str(b): checkpoint.block_fingerprint(b) for b in range(checkpoint.config.n_blocks)}
     try:
         output.mkdir(parents=True, exist_ok=True)
         for bundle in bundles:
             _refuse_foreign(output / f"{bundle.name}-node")
-        marks = {str(b): checkpoint.block_fingerprint(b) for b in range(checkpoint.config.n_blocks)}
         total = sum(_n_bytes(checkpoint, name) for bundle in bundles for name in bundle.tensors)
-        with tqdm(total=total, desc="splitting", unit="B", unit_scale=True, delay=1) as bar:
+        with tqdm(total=total, desc="splitting", unit="B", unit_scale=True, delay=2) as bar:
             for bundle in bundles:
-                bar.set_postfix_str(bundle.name)
+                bar.set_postfix_str(bundle.name, refresh=False)
                 _write(checkpoint, bundle, json.dumps(marks, indent=2), output, bar)
     except OSError as error:
-        raise CheckpointError(f"{output} cannot be written: {error.strerror}") from error
+        raise CheckpointError(f"splitting into {output} failed: {error}") from error
 
 
 def plan(checkpoint: Checkpoint, topology: Topology) -> list[Bundle]:
