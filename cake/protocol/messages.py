@@ -184,8 +184,8 @@ def from_header(header: object, payload: Buffer) -> Message:
 
 
 def _whole(value: object, _: Buffer = b"") -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is not a whole number")
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"{value!r} is not a whole number below 2**63")
     return value
 
 
