@@ -89,7 +89,13 @@ class Master:
         layout = self._topology.layout(checkpoint.config.n_blocks)
         n_local = sum(len(span) for node, span in layout if node is None)
         with tqdm(total=n_local, desc="loading", unit="block", delay=2, leave=False) as bar:
-            pipeline = await open_pipeline(checkpoint, self._topology, thread, context, patience, bar.update)
+            try:
+                pipeline = await open_pipeline(
+                    checkpoint, self._topology, thread, context, patience, bar.update
+                )
+            except BaseException:
+                thread.close()
+                raise
         tell(topology_table(checkpoint.name, self._topology, pipeline))
         return Generator(pipeline, self.tokenizer, checkpoint.stop_ids)
 

@@ -83,7 +83,10 @@ async def open_pipeline(
     patience: Patience,
     on_block: OnBlock = lambda: None,
 ) -> Pipeline:
-    """Connect to every node, then load what remains here, so that a bad node is found out first."""
+    """Connect to every node, then load what remains here, so that a bad node is found out first.
+
+    The pipeline takes over `thread` and closes it in the end; if this raises, the caller does.
+    """
     config = checkpoint.config
     layout = topology.layout(config.n_blocks)
     workers = await _connect_all(checkpoint, topology, patience)
@@ -100,7 +103,6 @@ async def open_pipeline(
         embedding = await thread.run(Embedding, checkpoint, config, thread.placement)
         head = await thread.run(Head, checkpoint, config, thread.placement, embedding)
     except BaseException:
-        thread.close()
         await asyncio.gather(*(worker.close() for worker in workers.values()))
         raise
     return Pipeline(config, stages, embedding, head, thread, context, tuple(workers.values()))

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import time
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ class RemoteWorker:
             result, n_received = await answer
         finally:
             self._waiting.pop(message.id, None)
+            answer.cancel()  # where sending failed, nobody will look at it any more
         return result, n_sent, n_received
 
     async def forget(self, sessions: Iterable[Hashable]) -> None:
@@ -74,10 +76,12 @@ class RemoteWorker:
                 await self._send(Forget(tuple(_number(s) for s in sessions)))
 
     async def close(self) -> None:
-        """Say goodbye."""
+        """Say goodbye; who still waits for an answer gets an error."""
+        reason = "the master is done" if self._failure is None else None
+        self._fail("the master closed the connection")
         self._listener.cancel()
         await asyncio.gather(self._listener, return_exceptions=True)
-        await self._connection.close("the master is done" if self._failure is None else None)
+        await self._connection.close(reason)
 
     async def _send(self, message: Message) -> int:
         try:
@@ -207,8 +211,14 @@ async def _open_socket(node: Node, patience: Patience) -> tuple[asyncio.StreamRe
             return await asyncio.wait_for(opening, max(deadline - time.monotonic(), 0.01))
         except asyncio.TimeoutError:
             reason = "no answer"
+        except UnicodeError as error:
+            raise NodeError(
+                f"worker {node.name!r} cannot be reached: {node.host!r} is not a host's name; mend it in "
+                "the topology"
+            ) from error
         except OSError as error:
-            reason = error.strerror or str(error)
+            # asyncio words some errors itself; numbers above 0 are the system's.
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         if deadline - time.monotonic() < pause:
             break
         if attempt == ATTEMPTS_IN_SILENCE:

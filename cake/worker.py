@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 HANDSHAKE_S = 10.0
 REPORT_EVERY_S = 5.0
-QUEUED_MESSAGES = 64
+QUEUED_MESSAGES = 8  # of a master; each may hold a batch
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,12 @@ class Worker:
         self.bytes_written = 0
 
     async def start(self, listener: socket.socket) -> None:
-        """Begin to accept on a bound socket."""
-        self._server = await asyncio.start_server(self._accept, sock=listener)
+        """Begin to accept on a bound socket. Raises `NodeError` if another listens there by now."""
+        try:
+            self._server = await asyncio.start_server(self._accept, sock=listener)
+        except OSError as error:
+            host, port = listener.getsockname()[:2]
+            raise address_error(host, port, error) from error
         self._reporter = asyncio.create_task(self._report())
 
     async def close(self, reason: str) -> None:
@@ -207,7 +211,9 @@ class Visit:
         while True:
             message = await self._queue.get()
             if isinstance(message, Forward):
-                await self.connection.send(await self._answer(message))
+                answer = await self._answer(message)
+                if not self.connection.over:
+                    await self.connection.send(answer)
             elif isinstance(message, Forget):
                 await self._forget(self._sessions.intersection(message.sessions))
             elif isinstance(message, Goodbye):
@@ -261,16 +267,21 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:
-        raise NodeError(f"--address {host}:{port} cannot be used: {error.strerror}") from error
+    except (OSError, UnicodeError) as error:
+        raise address_error(host, port, error) from error
     try:
         if os.name == "posix":  # elsewhere the option means something else
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        what = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
-        raise NodeError(
-            f"--address {host}:{port} {what}; stop the other program or choose another port"
-        ) from error
+        raise address_error(host, port, error) from error
     return listener
+
+
+def address_error(host: str, port: int, error: Exception) -> NodeError:
+    """Why a worker cannot listen at its address, for a person."""
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        return NodeError(f"--address {host}:{port} is in use; stop the other program or choose another port")
+    reason = getattr(error, "strerror", None) or "not a host's name"
+    return NodeError(f"--address {host}:{port} cannot be used: {reason}; choose one of this machine")

@@ -15,7 +15,8 @@ from cake.protocol.messages import Goodbye, Message
 from cake.protocol.states import Conversation, Role
 
 READ_BYTES = 256 * 1024
-GOODBYE_S = 2.0
+GOODBYE_S = 1.0
+MAX_REASON = 500
 
 
 class ConnectionLostError(ConnectionError):
@@ -80,10 +81,26 @@ class Connection:
         """Say goodbye where a reason is given and the peer still listens; then close."""
         with contextlib.suppress(OSError, ProtocolError, asyncio.TimeoutError):
             if reason is not None:
-                await asyncio.wait_for(self.send(Goodbye(reason)), GOODBYE_S)
+                await asyncio.wait_for(self._take_leave(reason), GOODBYE_S)
         self._writer.close()
         with contextlib.suppress(OSError, asyncio.TimeoutError):
             await asyncio.wait_for(self._writer.wait_closed(), GOODBYE_S)
+
+    async def _take_leave(self, reason: str) -> None:
+        """Say goodbye, and read on until the peer has hung up too.
+
+        A socket that is closed with bytes unread sends a reset, which would overtake the goodbye.
+        """
+        await self.send(Goodbye(reason[:MAX_REASON]))
+        if self._writer.can_write_eof():
+            self._writer.write_eof()
+        while await self._reader.read(READ_BYTES):
+            pass
+
+    @property
+    def over(self) -> bool:
+        """Whether goodbye was said, by either side."""
+        return self._conversation.state == "over"
 
     def abort(self) -> None:
         """Drop the connection at once, with what is unsent."""

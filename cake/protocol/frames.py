@@ -55,13 +55,15 @@ class FrameReader:
     def __init__(self, limits: Limits = HANDSHAKE_LIMITS) -> None:
         self.limits = limits
         self._buffer = bytearray()
-        self._lengths: tuple[int, int] | None = None  # header and payload of the frame begun
+        self._start = 0  # of the first frame that was not given out yet
 
     def feed(self, data: Buffer) -> Iterator[Frame]:
         """Add bytes; yield the messages that are complete. Limits may change between messages."""
         self._buffer += data
         while (frame := self._next()) is not None:
             yield frame
+        del self._buffer[: self._start]
+        self._start = 0
 
     @property
     def mid_frame(self) -> bool:
@@ -69,30 +71,33 @@ class FrameReader:
         return bool(self._buffer)
 
     def _next(self) -> Frame | None:
-        if self._lengths is None:
-            if len(self._buffer) < PREFIX.size:
-                self._check_magic()
-                return None
-            self._lengths = self._read_prefix()
-        header_length, payload_length = self._lengths
-        header_end = PREFIX.size + header_length
+        self._check_magic()
+        if len(self._buffer) - self._start < PREFIX.size:
+            return None
+        header_length, payload_length = self._read_prefix()
+        header_start = self._start + PREFIX.size
+        header_end = header_start + header_length
         end = header_end + payload_length
         if len(self._buffer) < end:
             return None
-        # The rest becomes the buffer; what was the buffer stays alive as the frame's payload.
-        frame, self._buffer = self._buffer, self._buffer[end:]
-        self._lengths = None
-        view = memoryview(frame)
-        header = _unpack(view[PREFIX.size : header_end])
-        return Frame(from_header(header, view[header_end:end]), end)
+        header = _unpack(memoryview(self._buffer)[header_start:header_end])
+        n_bytes = end - self._start
+        return Frame(from_header(header, self._take(header_end, end)), n_bytes)
+
+    def _take(self, start: int, end: int) -> Buffer:
+        """The payload, in memory of its own; the frame is done."""
+        if end == len(self._buffer):  # the usual case: a large payload is not copied
+            taken, self._buffer, self._start = self._buffer, bytearray(), 0
+            return memoryview(taken)[start:end]
+        self._start = end
+        return self._buffer[start:end]
 
     def _check_magic(self) -> None:
-        if not MAGIC.startswith(self._buffer[: len(MAGIC)]):
+        if not MAGIC.startswith(self._buffer[self._start : self._start + len(MAGIC)]):
             raise ProtocolError("these bytes are not Cake's protocol (wrong magic)")
 
     def _read_prefix(self) -> tuple[int, int]:
-        self._check_magic()
-        _, header, payload = PREFIX.unpack_from(self._buffer)
+        _, header, payload = PREFIX.unpack_from(self._buffer, self._start)
         if header > self.limits.header:
             raise ProtocolError(f"a header of {header} bytes is over the limit {self.limits.header}")
         if payload > self.limits.payload:

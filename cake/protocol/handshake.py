@@ -58,12 +58,15 @@ def check_welcome(message: Welcome, expected: Expectation, address: str) -> None
             f"{who} serves another model (its config's fingerprint is {message.model}, "
             f"here {expected.model}); give both the same --model"
         )
-    spans = tuple(range(span.first, span.last + 1) for span in message.spans)
-    if spans != expected.spans:
+    served = [(span.first, span.last) for span in message.spans]
+    promised = [(span[0], span[-1]) for span in expected.spans]
+    if served != promised:
         raise NodeError(
-            f"{who} serves blocks {describe_spans(spans)}, but this topology says "
-            f"{describe_spans(expected.spans)}; give both the same topology"
+            f"{who} serves blocks {_describe(served)}, but this topology says {_describe(promised)}; "
+            "give both the same topology"
         )
+    if not message.max_batch_tokens:
+        raise NodeError(f"{who} takes no tokens at all (its max_batch_tokens is 0)")
     for span, fingerprint in zip(message.spans, expected.fingerprints, strict=True):
         if fingerprint is not None and span.fingerprint != fingerprint:
             raise NodeError(
@@ -79,9 +82,12 @@ def payload_limit(batch_tokens: int, hidden_size: int) -> int:
 
 def describe_spans(spans: Sequence[range]) -> str:
     """Spans as a person writes them: `0-5, 17`."""
-    if not spans:
-        return "none"
-    return ", ".join(f"{span[0]}-{span[-1]}" if len(span) > 1 else str(span[0]) for span in spans)
+    return _describe([(span[0], span[-1]) for span in spans])
+
+
+def _describe(spans: Sequence[tuple[int, int]]) -> str:
+    texts = [f"{first}-{last}" if first != last else str(first) for first, last in spans]
+    return ", ".join(texts)[:200] or "none"
 
 
 def span_infos(spans: Sequence[range], fingerprints: Sequence[str]) -> tuple[SpanInfo, ...]:

@@ -27,11 +27,12 @@ class WireTensor:
 
     def __post_init__(self) -> None:
         if self.dtype not in ITEM_SIZES:
-            raise ProtocolError(f"tensor dtype {self.dtype!r} is unknown")
+            raise ProtocolError(f"tensor dtype {_short(self.dtype)} is unknown")
         expected = math.prod(self.shape) * ITEM_SIZES[self.dtype]
         if expected != len(self.data):
             raise ProtocolError(
-                f"a {self.dtype} tensor of {list(self.shape)} takes {expected} bytes, not {len(self.data)}"
+                f"a {self.dtype} tensor of {_short(list(self.shape))} takes {_short(expected)} bytes, "
+                f"not {len(self.data)}"
             )
 
 
@@ -168,11 +169,11 @@ def from_header(header: object, payload: Buffer) -> Message:
     """The message that a header and its payload spell; `ProtocolError` when they spell none."""
     if not isinstance(header, dict):
         raise ProtocolError("a frame's header must be a map")
-    kind = header.pop("kind", None)
+    kind = header.get("kind")
     if not isinstance(kind, str) or kind not in MESSAGES:
-        raise ProtocolError(f"a message of unknown kind {kind!r}")
+        raise ProtocolError(f"a message of unknown kind {_short(kind)}")
     readers = _READERS[kind]
-    if header.keys() != readers.keys():
+    if header.keys() != {"kind", *readers}:
         raise ProtocolError(f"a {kind} message has the fields {', '.join(readers)}")
     if payload and "hidden" not in readers:
         raise ProtocolError(f"a {kind} message has no payload")
@@ -183,27 +184,32 @@ def from_header(header: object, payload: Buffer) -> Message:
     return MESSAGES[kind](**values)
 
 
+def _short(value: object) -> str:
+    """For a reason: what the peer sent, but not all of it."""
+    return f"{value!r:.60}"
+
+
 def _whole(value: object, _: Buffer = b"") -> int:
-    if type(value) is not int or not 0 <= value < 2**63:
-        raise ValueError(f"{value!r} is not a whole number below 2**63")
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{_short(value)} is not a whole number")
     return value
 
 
 def _text(value: object, _: Buffer = b"") -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not text")
+        raise TypeError(f"{_short(value)} is not text")
     return value
 
 
 def _number(value: object, _: Buffer = b"") -> float:
     if not isinstance(value, float):
-        raise TypeError(f"{value!r} is not a floating-point number")
+        raise TypeError(f"{_short(value)} is not a floating-point number")
     return value
 
 
 def _list(value: object) -> list[Any]:
     if not isinstance(value, list):
-        raise TypeError(f"{value!r} is not a list")
+        raise TypeError(f"{_short(value)} is not a list")
     return value
 
 
@@ -222,7 +228,7 @@ def _spans(value: object, _: Buffer = b"") -> tuple[SpanInfo, ...]:
 
 def _tensor(value: object, payload: Buffer) -> WireTensor:
     if not isinstance(value, Mapping):
-        raise TypeError(f"{value!r} does not describe a tensor")
+        raise TypeError(f"{_short(value)} does not describe a tensor")
     return WireTensor(_text(value["dtype"]), _wholes(value["shape"]), payload)
 
 

@@ -1,0 +1,398 @@
+"""The worker: what a master gets from it, and that nobody's nonsense reaches another master."""
+
+import asyncio
+import contextlib
+import logging
+import random
+import re
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import IMPATIENT, loaded_stage, serving
+from test_connection import soon, wire
+from test_remote import Peer
+
+from cake.errors import NodeError, SessionLostError
+from cake.model.batch import Batch, Segment
+from cake.pipeline import expectation
+from cake.protocol.messages import (
+    Failed,
+    Forget,
+    Forward,
+    Goodbye,
+    Hello,
+    Lost,
+    Message,
+    Result,
+    Welcome,
+    WireSegment,
+    WireTensor,
+)
+from cake.protocol.tensors import from_wire, to_wire
+from cake.remote import RemoteStage, connect_worker
+from cake.stage import LocalStage
+from cake.topology import Node
+from cake.weights.checkpoint import Checkpoint
+from cake.worker import Service, Worker, bind
+
+SPAN = range(0, 3)
+HELLO = Hello(1, "test", "porch")
+
+
+def states(n_tokens: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n_tokens, 64, generator=torch.Generator().manual_seed(seed))
+
+
+def zeros(*shape: int) -> WireTensor:
+    return to_wire(torch.zeros(shape))
+
+
+def forward(*segments: tuple[int, int, int], first: int = 0, hidden: WireTensor | None = None) -> Forward:
+    """A forward whose tensor fits its segments, unless another is given."""
+    n_tokens = sum(length for _, _, length in segments)
+    return Forward(5, first, tuple(WireSegment(*s) for s in segments), hidden or zeros(n_tokens, 64))
+
+
+def prefix(header: int, payload: int) -> bytes:
+    return struct.pack(">4sIQ", b"CAKE", header, payload)
+
+
+async def ask(peer: Peer, message: Message) -> Message:
+    peer.say(message)
+    return await peer.hear()
+
+
+@asynccontextmanager
+async def raw(node: Node, *first: Message) -> AsyncIterator[Peer]:
+    """A socket to the worker, with a welcome heard if it begins with a hello."""
+    master = Peer(*await asyncio.open_connection(node.host, node.port))
+    try:
+        if first:
+            assert isinstance(await ask(master, *first), Welcome)
+        yield master
+    finally:
+        master.writer.close()
+        await asyncio.gather(master.writer.wait_closed(), return_exceptions=True)
+
+
+@asynccontextmanager
+async def master_of(folder: Path, node: Node) -> AsyncIterator[RemoteStage]:
+    """A good master's connection to the worker."""
+    worker = await connect_worker(node, expectation(Checkpoint(folder), node), IMPATIENT)
+    try:
+        yield RemoteStage(worker, node.spans[0])
+    finally:
+        await worker.close()
+
+
+async def run(
+    stage: RemoteStage | LocalStage, session: int, position: int, hidden: torch.Tensor
+) -> torch.Tensor:
+    return (await soon(stage.forward(Batch(hidden, (Segment(session, position, len(hidden)),))))).hidden
+
+
+@pytest.fixture
+async def here(tiny_model: Path, thread) -> LocalStage:
+    """The same blocks in this process: what right results are."""
+    return await loaded_stage(Checkpoint(tiny_model), SPAN, thread)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@asynccontextmanager
+async def between_good_masters(folder: Path, here: LocalStage) -> AsyncIterator[Node]:
+    """What happens inside is noticed neither by a master from before nor by one from after."""
+    prompt, token = states(6), states(1, seed=1)
+    expected = [await run(here, 0, 0, prompt), await run(here, 0, 6, token)]
+    async with serving(folder, "porch", SPAN) as node, master_of(folder, node) as before:
+        got = [await run(before, 0, 0, prompt)]
+        yield node
+        got.append(await run(before, 0, 6, token))
+        async with master_of(folder, node) as after:
+            got += [await run(after, 0, 0, prompt), await run(after, 0, 6, token)]
+    for actual, right in zip(got, expected * 2, strict=True):
+        assert torch.equal(actual, right)
+
+
+BEFORE_HELLO = {
+    "wrong magic": (b"CAKF" + bytes(12), "wrong magic"),
+    "HTTP": (b"GET / HTTP/1.1\r\nHost: porch\r\n\r\n", "wrong magic"),
+    "noise": (random.Random(1).randbytes(1024), "wrong magic"),
+    "header of 4 GiB": (prefix(2**32 - 1, 0), "a header of 4294967295 bytes is over the limit"),
+    "payload of 2**63": (prefix(10, 2**63), "a payload of 9223372036854775808 bytes is over the limit"),
+    "3 GB, 64 bytes of it": (prefix(64, 3 * 2**30) + bytes(64), "a payload of 3221225472 bytes is over"),
+    "truncated hello": (wire(HELLO)[:-1], "the connection ended in the middle of a frame"),
+    "unknown kind": (prefix(13, 0) + b"\x81\xa4kind\xa6pickle", "unknown kind 'pickle'"),
+    "not msgpack": (prefix(3, 0) + b"\xc1\xc1\xc1", "not msgpack"),
+    "forget first": (wire(Forget((1,))), "a forget message from the master is out of order"),
+    "empty forward first": (wire(forward()), "a forward message from the master is out of order"),
+    "forward first": (wire(forward((0, 0, 1))), "a payload of 256 bytes is over the limit 0"),
+    "goodbye first": (wire(Goodbye("oops")), "a goodbye message from the master is out of order"),
+    "other version": (wire(replace(HELLO, version=2)), "speaks protocol version 1, the master"),
+    "other node": (wire(replace(HELLO, node="attic")), "this worker is 'porch', not 'attic'"),
+    "hello and forward at once": (wire(HELLO, forward()), "a forward message from the master is out of"),
+}
+WELCOME = Welcome(1, "test", "porch", "m", (), "cpu", "float32", 512, 2048)
+DIFFERENT = "a batch's segments must be of different sessions, none empty"
+AFTER_HELLO = {
+    "wrong magic": (b"GET / HTTP/1.1\r\n\r\n", "wrong magic"),
+    "header over the limit": (prefix(65537, 0), "a header of 65537 bytes is over the limit 65536"),
+    "payload of 2**63": (prefix(10, 2**63), "a payload of 9223372036854775808 bytes is over the limit"),
+    "3 GB, 64 bytes of it": (prefix(64, 3 * 2**30) + bytes(64), "a payload of 3221225472 bytes is over"),
+    "truncated forward": (wire(forward((0, 0, 9)))[:-1], "the connection ended in the middle of a frame"),
+    "second hello": (wire(HELLO), "a hello message from the master is out of order"),
+    "welcome": (wire(WELCOME), "a welcome message from the master is out of order"),
+    "result": (wire(Result(0, 0.5, zeros(1, 64))), "a result message from the master is out of order"),
+    "no such span": (wire(forward((0, 0, 1), first=1)), "no span here begins at block 1"),
+    "beyond the model": (wire(forward((0, 0, 1), first=2**64 - 1)), "no span here begins at block"),
+    "too few rows": (wire(forward((0, 0, 3), hidden=zeros(2, 64))), r"[2, 64] do not fit 3 tokens"),
+    "too many rows": (wire(forward((0, 0, 1), hidden=zeros(2, 64))), "[2, 64] do not fit 1 tokens"),
+    "other width": (wire(forward((0, 0, 2), hidden=zeros(2, 63))), "[2, 63] do not fit 2 tokens"),
+    "one dimension": (wire(forward((0, 0, 2), hidden=zeros(128))), "[128] do not fit 2 tokens"),
+    "empty batch": (wire(forward()), "a batch has 1 to 2048 tokens, not 0"),
+    "empty segment": (wire(forward((0, 0, 1), (1, 0, 0))), DIFFERENT),
+    "same session twice": (wire(forward((3, 0, 1), (3, 1, 1))), DIFFERENT),
+    "a byte too many": (prefix(64, 2**19 + 1), "a payload of 524289 bytes is over the limit 524288"),
+    "2049 tokens": (wire(forward((0, 0, 2049), hidden=zeros(1, 64))), "1 to 2048 tokens, not 2049"),
+    "2**64 tokens": (wire(forward((0, 0, 2**64 - 1), hidden=zeros(1, 64))), "1 to 2048 tokens"),
+    "good, then noise": (wire(forward((0, 0, 1))) + b"\0", "wrong magic"),
+}
+
+
+@pytest.mark.parametrize(
+    ("first", "data", "reason"),
+    [
+        *(pytest.param([], *row, id=f"before hello: {name}") for name, row in BEFORE_HELLO.items()),
+        *(pytest.param([HELLO], *row, id=f"after hello: {name}") for name, row in AFTER_HELLO.items()),
+    ],
+)
+async def test_nonsense_ends_only_its_own_connection(
+    tiny_model: Path, here: LocalStage, caplog, first: list[Message], data: bytes, reason: str
+) -> None:
+    async with between_good_masters(tiny_model, here) as node, raw(node, *first) as master:
+        address = "{}:{}".format(*master.writer.get_extra_info("sockname"))
+        master.writer.write(data)
+        if "in the middle" in reason:
+            master.writer.write_eof()
+        said = await master.hear_all()
+        assert isinstance(said[-1], Goodbye)
+        assert reason in said[-1].reason
+        assert not any(isinstance(message, Result | Failed | Lost) for message in said)
+    (line,) = warnings(caplog)
+    assert address in line
+    assert reason in line
+
+
+@pytest.mark.parametrize("first", [[], [HELLO]], ids=["connected", "greeted"])
+@pytest.mark.parametrize("way", ["close", "abort", "half-close"])
+async def test_a_master_that_leaves_without_a_word(
+    tiny_model: Path, here: LocalStage, caplog: pytest.LogCaptureFixture, first: list[Message], way: str
+) -> None:
+    async with between_good_masters(tiny_model, here) as node, raw(node, *first) as master:
+        if way == "half-close":
+            master.writer.write_eof()
+            assert await master.hear_all() == []
+        elif way == "abort":
+            master.writer.transport.abort()
+    assert warnings(caplog) == []
+
+
+async def test_a_hello_whose_master_is_gone(tiny_model: Path, here: LocalStage, caplog) -> None:
+    async with between_good_masters(tiny_model, here) as node, raw(node) as master:
+        master.say(HELLO)
+    assert warnings(caplog) == []
+
+
+async def test_a_master_that_takes_leave_while_it_waits_for_a_result(
+    tiny_model: Path, here: LocalStage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ctrl-C in mid-forward is nothing wrong."""
+    async with between_good_masters(tiny_model, here) as node, raw(node, HELLO) as master:
+        master.say(forward((0, 0, 400)), Goodbye("the master is done"))
+        assert not any(isinstance(message, Goodbye) for message in await master.hear_all())
+    assert warnings(caplog) == []
+
+
+async def test_no_hello_in_time(tiny_model: Path, monkeypatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("cake.worker.HANDSHAKE_S", 0.05)
+    async with serving(tiny_model, "porch", SPAN) as node, raw(node) as master:
+        assert await master.hear_all() == [Goodbye("no hello within 0.05 s")]
+    assert "turned away: no hello within 0.05 s" in warnings(caplog)[0]
+
+
+async def test_the_welcome(tiny_model: Path) -> None:
+    checkpoint = Checkpoint(tiny_model)
+    async with serving(tiny_model, "porch", range(0, 2), range(4, 5)) as node, raw(node) as master:
+        welcome = await ask(master, HELLO)
+    assert isinstance(welcome, Welcome)
+    assert (welcome.version, welcome.node, welcome.model) == (1, "porch", checkpoint.config.fingerprint)
+    marks = [checkpoint.span_fingerprint(span) for span in (range(0, 2), range(4, 5))]
+    assert [tuple(vars(span).values()) for span in welcome.spans] == [(0, 1, marks[0]), (4, 4, marks[1])]
+    assert (welcome.device, welcome.dtype, welcome.context) == ("cpu", "float32", 512)
+    assert welcome.max_batch_tokens == 2048
+
+
+async def test_what_cannot_be_done_is_answered_and_the_connection_goes_on(
+    tiny_model: Path, here: LocalStage, caplog: pytest.LogCaptureFixture
+) -> None:
+    hidden = states(6)
+    expected = await run(here, 0, 0, hidden)
+    async with serving(tiny_model, "porch", SPAN) as node, raw(node, HELLO) as master:
+        assert await ask(master, forward((7, 1, 1))) == Lost(5, 7, 0)
+        first = await ask(master, forward((7, 0, 4), hidden=to_wire(hidden[:4])))
+        assert await ask(master, forward((7, 5, 1))) == Lost(5, 7, 4)
+        for position in (512, 2**64 - 1):
+            failed = await ask(master, forward((7, position, 1)))
+            assert isinstance(failed, Failed)
+            assert f"{position + 1} tokens do not fit into the context of 512" in failed.reason
+        second = await ask(master, forward((7, 4, 2), hidden=to_wire(hidden[4:])))
+        master.say(Forget((7, 12345)))
+        assert await ask(master, forward((7, 6, 1))) == Lost(5, 7, 0)
+    got = torch.cat([from_wire(first.hidden), from_wire(second.hidden)])
+    assert torch.allclose(got, expected, atol=1e-4)
+    assert first.id == second.id == 5
+    assert warnings(caplog) == []
+
+
+async def test_what_torch_raises_is_answered(tiny_model: Path, monkeypatch, caplog) -> None:
+    async def out_of_memory(self: LocalStage, batch: Batch) -> None:
+        raise torch.OutOfMemoryError("tried to allocate\n  8 GiB")
+
+    async with serving(tiny_model, "porch", SPAN) as node, raw(node, HELLO) as master:
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalStage, "forward", out_of_memory)
+            assert await ask(master, forward((0, 0, 1))) == Failed(5, "tried to allocate 8 GiB")
+        assert isinstance(await ask(master, forward((0, 0, 1))), Result)
+    assert warnings(caplog) == ["a forward failed"]
+
+
+@pytest.mark.parametrize("way", ["goodbye", "half-close", "abort", "nonsense"])
+async def test_the_sessions_of_a_master_that_leaves_are_freed(
+    tiny_model: Path, monkeypatch, way: str
+) -> None:
+    def recorded(service: Service) -> Worker:
+        services.append(service)
+        return Worker(service)
+
+    async def forget(self: LocalStage, sessions) -> None:
+        await original(self, sessions)
+        forgotten.set()
+
+    services: list[Service] = []
+    original, forgotten = LocalStage.forget, asyncio.Event()
+    monkeypatch.setattr("conftest.Worker", recorded)
+    monkeypatch.setattr(LocalStage, "forget", forget)
+    async with (
+        serving(tiny_model, "porch", SPAN) as node,
+        raw(node, HELLO) as stays,
+        raw(node, HELLO) as master,
+    ):
+        stage = services[0].stages[0]
+        for who, session in ((master, 1), (master, 2), (stays, 1)):
+            assert isinstance(await ask(who, forward((session, 0, 2))), Result)
+        assert stage.n_sessions == 3
+        leave = {
+            "goodbye": lambda: master.say(Goodbye("done")),
+            "half-close": master.writer.write_eof,
+            "abort": master.writer.transport.abort,
+            "nonsense": lambda: master.writer.write(b"nonsense"),
+        }
+        leave[way]()
+        await soon(forgotten.wait())
+        assert stage.n_sessions == 1
+        assert isinstance(await ask(stays, forward((1, 2, 1))), Result)
+    assert stage.n_sessions == 0
+
+
+async def test_two_masters_with_the_same_session_numbers(tiny_model: Path, here: LocalStage) -> None:
+    async with (
+        serving(tiny_model, "porch", SPAN) as node,
+        master_of(tiny_model, node) as one,
+        master_of(tiny_model, node) as two,
+    ):
+        for position, n_tokens in ((0, 8), (8, 1), (9, 3), (5, 2)):
+            inputs = [states(n_tokens, seed=position), states(n_tokens, seed=100 + position)]
+            got = await asyncio.gather(run(one, 0, position, inputs[0]), run(two, 0, position, inputs[1]))
+            assert torch.equal(got[0], await run(here, 1, position, inputs[0]))
+            assert torch.equal(got[1], await run(here, 2, position, inputs[1]))
+        await one.forget([0])
+        with pytest.raises(SessionLostError):
+            await run(one, 0, 7, states(1))
+        assert torch.equal(await run(two, 0, 7, states(1)), await run(here, 2, 7, states(1)))
+
+
+async def test_close_says_goodbye_to_every_master(tiny_model: Path) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        async with serving(tiny_model, "porch", SPAN) as node:
+            masters = [await stack.enter_async_context(raw(node, HELLO)) for _ in range(2)]
+        for master in masters:
+            assert await master.hear_all() == [Goodbye("the test is over")]
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(node.host, node.port)
+
+
+async def test_the_report_of_rates(tiny_model: Path, monkeypatch, caplog: pytest.LogCaptureFixture) -> None:
+    async def sleep(seconds: float) -> None:
+        assert seconds == 5
+        asleep.set()
+        await awake.wait()
+        awake.clear()
+
+    async def reports() -> list[str]:
+        """What is reported when the next five seconds are over."""
+        await soon(asleep.wait())
+        asleep.clear()
+        awake.set()
+        await soon(asleep.wait())
+        lines = [message for message in caplog.messages if "operations/s" in message]
+        caplog.clear()
+        return lines
+
+    asleep, awake = asyncio.Event(), asyncio.Event()
+    monkeypatch.setattr("cake.worker.asyncio.sleep", sleep)
+    caplog.set_level(logging.INFO, "cake.worker")
+    async with serving(tiny_model, "porch", SPAN) as node, raw(node, HELLO) as master:
+        assert await reports() == []
+        await ask(master, forward((0, 0, 8)))
+        (line,) = await reports()
+        assert await reports() == []
+    pattern = r"([\d.]+) operations/s, ([\d.]+) tokens/s, read ([\d.]+) \w+/s, write ([\d.]+) \w+/s"
+    match = re.fullmatch(pattern, line)
+    assert match, line
+    assert all(float(rate) > 0 for rate in match.groups())
+    assert float(match[2]) == pytest.approx(8 * float(match[1]), rel=0.1)
+
+
+def test_an_address_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(NodeError, match=f"^--address 127.0.0.1:{port} is in use; stop the other program"):
+            bind("127.0.0.1", port)
+
+
+async def test_an_address_that_another_worker_has_bound_but_does_not_listen_on_yet() -> None:
+    """It loads its weights meanwhile: two workers started together with the same address."""
+    service = Service("porch", "m", 64, 512, {}, [])
+    workers = [Worker(service), Worker(service)]
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(bind("127.0.0.1", 0))
+        with pytest.raises(NodeError, match="is in use"):
+            second = stack.enter_context(bind(*first.getsockname()))
+            for worker, listener in zip(workers, (first, second), strict=True):
+                await worker.start(listener)
+        for worker in workers:
+            await worker.close("the test is over")
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "192.168..1.20", "192.0.2.1"])
+def test_an_address_that_is_not_here(host: str) -> None:
+    with pytest.raises(NodeError, match=f"^--address {host}:10128 cannot be used: "):
+        bind(host, 10128)
