@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from cake.errors import NodeError, ProtocolError, SessionLostError
 from cake.model.batch import Batch
-from cake.net.connection import Connection, ConnectionLostError
+from cake.net.connection import Connection, ConnectionLostError, connect
+from cake.protocol.frames import Frame
 from cake.protocol.handshake import Expectation, check_welcome, hello, payload_limit
 from cake.protocol.messages import (
     Failed,
@@ -51,11 +52,11 @@ class RemoteWorker:
         self._ids = itertools.count()
         self._waiting: dict[int, asyncio.Future[tuple[Result, int]]] = {}
         self._failure: NodeError | None = None
-        self._listener = asyncio.create_task(self._listen())
+        connection.hand_over(self._settle, self._on_end)
 
     async def forward(self, first: int, batch: Batch) -> tuple[Result, int, int]:
         """The worker's result, the bytes that the message took, and those of the answer."""
-        segments = tuple(WireSegment(_number(s.session), s.position, s.length) for s in batch.segments)
+        segments = tuple([WireSegment(_number(s.session), *s[1:]) for s in batch.segments])
         message = Forward(next(self._ids), first, segments, to_wire(batch.hidden))
         if self._failure is not None:
             raise self._failure
@@ -79,8 +80,6 @@ class RemoteWorker:
         """Say goodbye; who still waits for an answer gets an error."""
         reason = "the master is done" if self._failure is None else None
         self._fail("the master closed the connection")
-        self._listener.cancel()
-        await asyncio.gather(self._listener, return_exceptions=True)
         await self._connection.close(reason)
 
     async def _send(self, message: Message) -> int:
@@ -89,16 +88,14 @@ class RemoteWorker:
         except ConnectionLostError as error:
             raise self._fail(f"went away in mid-sentence: {error}") from error
 
-    async def _listen(self) -> None:
-        try:
-            while True:
-                self._settle(*await self._connection.receive())
-        except (ConnectionLostError, ProtocolError) as error:
-            self._fail(str(error))
+    def _on_end(self, error: Exception) -> None:
+        self._fail(str(error))
 
-    def _settle(self, message: Message, n_bytes: int) -> None:
+    def _settle(self, frame: Frame) -> None:
+        message, n_bytes = frame
         if isinstance(message, Goodbye):
-            raise ConnectionLostError(f"it said goodbye: {message.reason}")
+            self._fail(f"it said goodbye: {message.reason}")
+            return
         assert isinstance(message, Result | Lost | Failed)  # the table of states allows no other
         future = self._waiting.get(message.id)
         if future is None or future.done():
@@ -166,8 +163,7 @@ async def connect_worker(node: Node, expected: Expectation, patience: Patience) 
     A worker that does not listen yet is tried again until patience ends, so that the order of
     starting does not matter. Raises `NodeError`.
     """
-    reader, writer = await _open_socket(node, patience)
-    connection = Connection(reader, writer, "master")
+    connection = await _connect(node, patience)
     try:
         welcome = await asyncio.wait_for(_greet(connection, node), patience.handshake)
         check_welcome(welcome, expected, node.address)
@@ -201,13 +197,13 @@ async def _greet(connection: Connection, node: Node) -> Welcome:
     return message
 
 
-async def _open_socket(node: Node, patience: Patience) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Try with growing pauses until a socket opens; `NodeError` when patience ends."""
+async def _connect(node: Node, patience: Patience) -> Connection:
+    """Try with growing pauses until a connection opens; `NodeError` when patience ends."""
     deadline = time.monotonic() + patience.total
     pause, reason = patience.first_pause, "no answer"
     for attempt in itertools.count():
         try:
-            opening = asyncio.open_connection(node.host, node.port)
+            opening = connect(node.host, node.port)
             return await asyncio.wait_for(opening, max(deadline - time.monotonic(), 0.01))
         except asyncio.TimeoutError:
             reason = "no answer"

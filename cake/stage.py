@@ -21,7 +21,8 @@ from cake.model.config import ModelConfig
 from cake.model.linear import TensorSource
 from cake.model.llama import Block
 from cake.model.rope import RopeTable
-from cake.protocol.tensors import NAMES
+from cake.protocol.messages import WireTensor
+from cake.protocol.tensors import NAMES, from_wire, to_wire
 
 
 @dataclass
@@ -104,6 +105,17 @@ class LocalStage:
     async def forward(self, batch: Batch) -> Computed:
         """Run a batch through the span and add its tokens to their sessions' caches."""
         return await self._thread.run(self._compute, batch)
+
+    async def answer(self, hidden: WireTensor, segments: tuple[Segment, ...]) -> tuple[WireTensor, float]:
+        """As `forward`, from the wire and back to it; also the seconds it took.
+
+        The conversions belong into the device's thread: a prompt's would hold up the event loop.
+        """
+        return await self._thread.run(self._compute_wire, hidden, segments)
+
+    def _compute_wire(self, hidden: WireTensor, segments: tuple[Segment, ...]) -> tuple[WireTensor, float]:
+        result, compute_s = self._compute(Batch(from_wire(hidden), segments))
+        return to_wire(result), compute_s
 
     async def forget(self, sessions: Iterable[Hashable]) -> None:
         """Free the caches of these sessions, after the forwards that were asked for before."""

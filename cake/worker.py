@@ -11,12 +11,13 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from cake.errors import CakeError, NodeError, ProtocolError, SessionLostError
-from cake.model.batch import Batch, Segment
-from cake.net.connection import Connection, ConnectionLostError
+from cake.model.batch import Segment
+from cake.net.connection import Connection, ConnectionLostError, listen
 from cake.protocol.handshake import (
     MAX_BATCH_TOKENS,
     SOFTWARE,
@@ -35,16 +36,34 @@ from cake.protocol.messages import (
     Message,
     Result,
     Welcome,
+    WireTensor,
 )
-from cake.protocol.tensors import from_wire, to_wire
-from cake.stage import Stage
+from cake.stage import StageStats
 from cake.text import human_bytes
 
 log = logging.getLogger(__name__)
 
 HANDSHAKE_S = 10.0
 REPORT_EVERY_S = 5.0
-QUEUED_MESSAGES = 8  # of a master; each may hold a batch
+
+
+class Servable(Protocol):
+    """What a worker needs of a stage; `LocalStage` is one."""
+
+    @property
+    def blocks(self) -> range: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def stats(self) -> StageStats: ...
+
+    async def answer(self, hidden: WireTensor, segments: tuple[Segment, ...]) -> tuple[WireTensor, float]:
+        """The hidden states that come out of the span, and the seconds it took."""
+
+    async def forget(self, sessions: Iterable[Hashable]) -> None:
+        """Free what is held of these sessions."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +74,7 @@ class Service:
     model: str
     hidden_size: int
     context: int
-    stages: Mapping[int, Stage]
+    stages: Mapping[int, Servable]
     fingerprints: Sequence[str]
 
     def welcome(self) -> Welcome:
@@ -90,7 +109,7 @@ class Worker:
     async def start(self, listener: socket.socket) -> None:
         """Begin to accept on a bound socket. Raises `NodeError` if another listens there by now."""
         try:
-            self._server = await asyncio.start_server(self._accept, sock=listener)
+            self._server = await listen(listener, self._accept)
         except OSError as error:
             host, port = listener.getsockname()[:2]
             raise address_error(host, port, error) from error
@@ -108,21 +127,23 @@ class Worker:
         await asyncio.gather(*visits, return_exceptions=True)
         await asyncio.gather(*(visit.connection.close(reason) for visit in visits.values()))
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        visit = Visit(self._service, Connection(reader, writer, "worker"), next(self._numbers))
-        task = asyncio.current_task()
-        assert task is not None
-        self._visits[task] = visit
+    def _accept(self, connection: Connection) -> None:
+        visit = Visit(self._service, connection, next(self._numbers))
+        self._visits[asyncio.create_task(self._serve(visit))] = visit
+
+    async def _serve(self, visit: "Visit") -> None:
         try:
             await visit.run()
         except asyncio.CancelledError:
-            pass  # `close` says goodbye
+            return  # `close` says goodbye
         except Exception:  # one master's misfortune must not become the others'
             log.exception("serving %s failed", visit.connection.peer_address)
             visit.connection.abort()
         else:
             await visit.connection.close(visit.parting_words)
         finally:
+            task = asyncio.current_task()
+            assert task is not None
             del self._visits[task]
             self.bytes_read += visit.connection.bytes_received
             self.bytes_written += visit.connection.bytes_sent
@@ -161,7 +182,6 @@ class Visit:
         self.connection = connection
         self.parting_words: str | None = None
         self._service, self._number = service, number
-        self._queue: asyncio.Queue[Message | Exception] = asyncio.Queue(QUEUED_MESSAGES)
         self._sessions: set[int] = set()
 
     async def run(self) -> None:
@@ -177,7 +197,6 @@ class Visit:
             log.debug("no handshake: %s", error)
             return
         log.info("master %s came", who)
-        listener = asyncio.create_task(self._listen())
         try:
             await self._serve()
         except ProtocolError as error:
@@ -186,8 +205,6 @@ class Visit:
         except ConnectionLostError as error:
             log.info("master %s left: %s", who, error)
         finally:
-            listener.cancel()
-            await asyncio.gather(listener, return_exceptions=True)
             await self._forget(self._sessions)
 
     async def _shake_hands(self) -> None:
@@ -197,34 +214,22 @@ class Visit:
         await self.connection.send(self._service.welcome())
         self.connection.raise_limits(payload_limit(MAX_BATCH_TOKENS, self._service.hidden_size))
 
-    async def _listen(self) -> None:
-        """Queue what arrives, in order; a full queue makes the master wait."""
-        try:
-            while True:
-                await self._queue.put((await self.connection.receive()).message)
-        except (ConnectionLostError, ProtocolError) as error:
-            while not self._queue.empty():  # nobody waits for these any more
-                self._queue.get_nowait()
-            self._queue.put_nowait(error)
-
     async def _serve(self) -> None:
         while True:
-            message = await self._queue.get()
-            if isinstance(message, Forward):
-                answer = await self._answer(message)
-                if not self.connection.over:
-                    await self.connection.send(answer)
-            elif isinstance(message, Forget):
-                await self._forget(self._sessions.intersection(message.sessions))
-            elif isinstance(message, Goodbye):
+            message = (await self.connection.receive()).message
+            if isinstance(message, Goodbye):
                 raise ConnectionLostError(message.reason)
-            elif isinstance(message, Exception):
-                raise message
+            if isinstance(message, Forget):
+                await self._forget(self._sessions.intersection(message.sessions))
+            elif isinstance(message, Forward) and not self.connection.over:
+                answer = await self._answer(message)
+                if not self.connection.over:  # nobody may be waiting for it any more
+                    await self.connection.send(answer)
 
     async def _answer(self, message: Forward) -> Message:
-        stage, batch = self._read(message)
+        stage, segments = self._read(message)
         try:
-            hidden, compute_s = await stage.forward(batch)
+            hidden, compute_s = await stage.answer(message.hidden, segments)
         except SessionLostError as error:
             assert isinstance(error.session, tuple)
             return Lost(message.id, error.session[1], error.held)
@@ -233,27 +238,31 @@ class Visit:
         except (RuntimeError, MemoryError) as error:  # torch's, out of memory among them
             log.exception("a forward failed")
             return Failed(message.id, " ".join(str(error).split())[:500])
-        return Result(message.id, compute_s, to_wire(hidden))
+        return Result(message.id, compute_s, hidden)
 
-    def _read(self, message: Forward) -> tuple[Stage, Batch]:
-        """The stage and the batch that are meant; `ProtocolError` where they make no sense."""
+    def _read(self, message: Forward) -> tuple[Servable, tuple[Segment, ...]]:
+        """The stage and the segments that are meant; `ProtocolError` where they make no sense."""
         stage = self._service.stages.get(message.first)
         if stage is None:
             raise ProtocolError(f"no span here begins at block {message.first}")
-        sessions = {segment.session for segment in message.segments}
-        n_tokens = sum(segment.length for segment in message.segments)
-        if len(sessions) < len(message.segments) or not all(s.length for s in message.segments):
-            raise ProtocolError("a batch's segments must be of different sessions, none empty")
+        hidden_size, n_tokens = self._service.hidden_size, 0
+        segments: dict[int, Segment] = {}
+        for session, position, length in message.segments:
+            segments[session] = Segment((self._number, session), position, length)
+            n_tokens += length
+            if not length:
+                raise ProtocolError(f"the segment of session {session} is empty")
+        if len(segments) < len(message.segments):
+            raise ProtocolError("two segments of a batch are of the same session")
         if not 0 < n_tokens <= MAX_BATCH_TOKENS:
             raise ProtocolError(f"a batch has 1 to {MAX_BATCH_TOKENS} tokens, not {n_tokens}")
-        if message.hidden.shape != (n_tokens, self._service.hidden_size):
+        if message.hidden.shape != (n_tokens, hidden_size):
             raise ProtocolError(
-                f"hidden states of {list(message.hidden.shape)} do not fit {n_tokens} tokens of a "
-                f"model of hidden size {self._service.hidden_size}"
+                f"hidden states of {list(message.hidden.shape)} do not fit {n_tokens} tokens of a model "
+                f"of hidden size {hidden_size}"
             )
-        self._sessions |= sessions
-        segments = [Segment((self._number, s.session), s.position, s.length) for s in message.segments]
-        return stage, Batch(from_wire(message.hidden), tuple(segments))
+        self._sessions.update(segments)
+        return stage, tuple(segments.values())
 
     async def _forget(self, sessions: set[int]) -> None:
         keys = [(self._number, session) for session in sessions]

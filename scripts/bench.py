@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import re
+import socket
 import statistics
 import subprocess
 import sys
@@ -29,11 +30,14 @@ from cake.model.batch import Batch, Segment
 from cake.model.linear import Placement
 from cake.model.sampling import SamplingParams
 from cake.model.tokenizer import Tokenizer
+from cake.net.connection import connect
 from cake.pipeline import Pipeline, open_pipeline
-from cake.protocol.handshake import Expectation
-from cake.remote import Patience, RemoteStage, RemoteWorker, connect_worker
+from cake.protocol.handshake import Expectation, hello
+from cake.protocol.messages import Forward, WireSegment, WireTensor
+from cake.protocol.tensors import to_wire
+from cake.remote import Patience, RemoteStage, connect_worker
 from cake.session import Session
-from cake.stage import Computed, StageStats
+from cake.stage import StageStats
 from cake.text import columns, human_bytes
 from cake.topology import Node, Topology, load_topology
 from cake.weights.checkpoint import Checkpoint, open_checkpoint
@@ -88,7 +92,7 @@ def bench(
     sizes = Lengths(**lengths)
     torch.set_num_threads(1)
     with echo_worker() as port:
-        round_trip = asyncio.run(measure_round_trip(port, round_trips))
+        round_trip = asyncio.run(measure_round_trips(port, round_trips))
     checkpoint = open_checkpoint(model, lambda _: True)
     local_threads = threads or available_cores()
     numbers = choose_dtype(dtype, checkpoint.config.dtype, torch.device("cpu"))
@@ -102,7 +106,7 @@ def bench(
         "dtype": str(numbers).removeprefix("torch."),
         **asdict(sizes),
         "read_bytes_per_s": round(read_bandwidth(local_threads)),
-        "round_trip_us": {name: round(value, 1) for name, value in round_trip.items()},
+        "round_trip_us": round_trip,
         "speeds": [asdict(speed) for speed in speeds],
     }
     click.echo(json.dumps(result)) if as_json else click.echo(table(result))
@@ -123,8 +127,8 @@ def table(result: dict) -> str:
     ]
     return "\n".join(
         [
-            f"frame round trip, {ECHO_HIDDEN} channels in bfloat16, loopback: "
-            f"median {trip['median']:.0f} µs (min {trip['min']:.0f}, max {trip['max']:.0f})",
+            f"round trip of {ECHO_HIDDEN} channels in bfloat16 over loopback, medians: "
+            + ", ".join(f"{name} {times['median']:.0f} µs" for name, times in trip.items()),
             f"read bandwidth: {human_bytes(result['read_bytes_per_s'])}/s",
             f"{result['model']} in {result['dtype']}, prompt of {result['prompt']}, "
             f"{result['generate']} generated, median of {result['runs']}:",
@@ -144,9 +148,9 @@ class EchoStage:
     def __init__(self) -> None:
         self.stats = StageStats()
 
-    async def forward(self, batch: Batch) -> Computed:
-        """The batch's own hidden states."""
-        return Computed(batch.hidden, 0.0)
+    async def answer(self, hidden: WireTensor, segments: object) -> tuple[WireTensor, float]:
+        """The same hidden states."""
+        return hidden, 0.0
 
     async def forget(self, sessions: object) -> None:
         """Nothing is held."""
@@ -173,20 +177,66 @@ def echo_worker() -> Iterator[int]:
         process.wait()
 
 
-async def measure_round_trip(port: int, n: int) -> dict[str, float]:
-    """Microseconds from handing a hidden state to the connection until its answer is there."""
+async def measure_round_trips(port: int, n: int) -> dict[str, dict[str, float]]:
+    """Microseconds there and back, three ways: bare bytes, frames, and as the pipeline does it.
+
+    `bytes` sends as many bytes through two plain sockets: what this machine's loopback takes. `frames`
+    goes from handing the message to the connection until the answer is a message again; `stage`
+    includes the tensor's way to bytes and back.
+    """
     node = Node("echo", "127.0.0.1", port, (range(1),))
     expected = Expectation("echo", "echo", ECHO_HIDDEN, (range(1),), (None,))
-    worker: RemoteWorker = await connect_worker(node, expected, Patience())
+    worker = await connect_worker(node, expected, Patience())
     stage, hidden = RemoteStage(worker, range(1)), torch.zeros(1, ECHO_HIDDEN, dtype=torch.bfloat16)
-    times = []
-    for position in range(n + n // 10):
+    stage_times = []
+    for position in range(n):
         started = time.perf_counter()
         await stage.forward(Batch(hidden, (Segment(0, position, 1),)))
-        times.append((time.perf_counter() - started) * 1e6)
+        stage_times.append(time.perf_counter() - started)
     await worker.close()
-    counted = times[n // 10 :]
-    return {"median": statistics.median(counted), "min": min(counted), "max": max(counted)}
+    connection = await connect(node.host, node.port)
+    await connection.send(hello("echo"))
+    await connection.receive()
+    connection.raise_limits(1 << 20)
+    frame_times = []
+    for position in range(n):
+        message = Forward(position, 0, (WireSegment(0, position, 1),), to_wire(hidden))
+        started = time.perf_counter()
+        await connection.send(message)
+        await connection.receive()
+        frame_times.append(time.perf_counter() - started)
+    await connection.close()
+    times = {"bytes": bare_round_trips(hidden.nbytes, n), "frames": frame_times, "stage": stage_times}
+    return {name: in_microseconds(each[n // 10 :]) for name, each in times.items()}
+
+
+def bare_round_trips(n_bytes: int, n: int) -> list[float]:
+    """Seconds for bytes to another process and back over loopback, with blocking sockets."""
+    command = [sys.executable, "-c", BARE_ECHO.format(n_bytes=n_bytes)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        with socket.create_connection(("127.0.0.1", int(process.stdout.readline()))) as peer:
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            data = bytes(n_bytes)
+            there_and_back = lambda: (peer.sendall(data), peer.recv(n_bytes, socket.MSG_WAITALL))  # noqa: E731
+            return [timed(there_and_back) for _ in range(n)]
+
+
+BARE_ECHO = """
+import socket
+server = socket.create_server(("127.0.0.1", 0))
+print(server.getsockname()[1], flush=True)
+peer, _ = server.accept()
+peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+while data := peer.recv({n_bytes}, socket.MSG_WAITALL):
+    peer.sendall(data)
+"""
+
+
+def in_microseconds(seconds: list[float]) -> dict[str, float]:
+    """Median, least and most."""
+    summary = {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
+    return {name: round(1e6 * value, 1) for name, value in summary.items()}
 
 
 # A real model, here or over workers.

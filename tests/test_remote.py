@@ -27,6 +27,7 @@ from cake.protocol.messages import (
     Result,
     SpanInfo,
     Welcome,
+    WireSegment,
     WireTensor,
 )
 from cake.remote import Patience, RemoteStage, RemoteWorker, connect_worker
@@ -254,7 +255,7 @@ async def test_a_result() -> None:
         assert stats.bytes_sent == sum(map(len, encode(heard[0])))
         assert stats.bytes_received == sum(map(len, encode(result(heard[0]))))
         await stage.forget([7, 8])
-    assert [vars(segment) for segment in heard[0].segments] == [{"session": 7, "position": 0, "length": 2}]
+    assert heard[0].segments == (WireSegment(session=7, position=0, length=2),)
     assert heard[1:] == [Forget((7, 8)), Goodbye("the master is done")]
 
 

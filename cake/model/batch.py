@@ -6,6 +6,7 @@ eight users' next tokens are the same thing: rows, and segments over them.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +15,7 @@ from cake.model.cache import SessionCache
 from cake.model.rope import RopeTable
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """`length` consecutive tokens of one session, the first of them at `position`."""
 
     session: Hashable

@@ -71,18 +71,28 @@ class FrameReader:
         return bool(self._buffer)
 
     def _next(self) -> Frame | None:
-        self._check_magic()
         if len(self._buffer) - self._start < PREFIX.size:
+            if not MAGIC.startswith(self._buffer[self._start : self._start + len(MAGIC)]):
+                raise _wrong_magic()
             return None
-        header_length, payload_length = self._read_prefix()
+        magic, header_length, payload_length = PREFIX.unpack_from(self._buffer, self._start)
+        if magic != MAGIC:
+            raise _wrong_magic()
+        self._check(header_length, payload_length)
         header_start = self._start + PREFIX.size
         header_end = header_start + header_length
         end = header_end + payload_length
         if len(self._buffer) < end:
             return None
-        header = _unpack(memoryview(self._buffer)[header_start:header_end])
         n_bytes = end - self._start
+        header = _unpack(self._buffer[header_start:header_end])
         return Frame(from_header(header, self._take(header_end, end)), n_bytes)
+
+    def _check(self, header: int, payload: int) -> None:
+        if header > self.limits.header:
+            raise ProtocolError(f"a header of {header} bytes is over the limit {self.limits.header}")
+        if payload > self.limits.payload:
+            raise ProtocolError(f"a payload of {payload} bytes is over the limit {self.limits.payload}")
 
     def _take(self, start: int, end: int) -> Buffer:
         """The payload, in memory of its own; the frame is done."""
@@ -92,20 +102,12 @@ class FrameReader:
         self._start = end
         return self._buffer[start:end]
 
-    def _check_magic(self) -> None:
-        if not MAGIC.startswith(self._buffer[self._start : self._start + len(MAGIC)]):
-            raise ProtocolError("these bytes are not Cake's protocol (wrong magic)")
 
-    def _read_prefix(self) -> tuple[int, int]:
-        _, header, payload = PREFIX.unpack_from(self._buffer, self._start)
-        if header > self.limits.header:
-            raise ProtocolError(f"a header of {header} bytes is over the limit {self.limits.header}")
-        if payload > self.limits.payload:
-            raise ProtocolError(f"a payload of {payload} bytes is over the limit {self.limits.payload}")
-        return header, payload
+def _wrong_magic() -> ProtocolError:
+    return ProtocolError("these bytes are not Cake's protocol (wrong magic)")
 
 
-def _unpack(header: memoryview) -> object:
+def _unpack(header: Buffer) -> object:
     try:
         return msgpack.unpackb(header, strict_map_key=True)
     except Exception as error:  # msgpack's own classes, ValueError, RecursionError, UnicodeError

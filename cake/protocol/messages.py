@@ -7,7 +7,7 @@ framed (`frames`), nor when it may be said (`states`).
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from cake.errors import ProtocolError
 
@@ -36,8 +36,7 @@ class WireTensor:
             )
 
 
-@dataclass(frozen=True)
-class WireSegment:
+class WireSegment(NamedTuple):
     """`length` consecutive tokens of a session, from `position` on."""
 
     session: int
@@ -45,8 +44,7 @@ class WireSegment:
     length: int
 
 
-@dataclass(frozen=True)
-class SpanInfo:
+class SpanInfo(NamedTuple):
     """A span that a worker serves: blocks `first` to `last`, both included."""
 
     first: int
@@ -154,14 +152,12 @@ def to_header(message: Message) -> tuple[dict[str, Any], Buffer]:
     """The header map of a message, and the payload that follows it (empty without a tensor)."""
     header: dict[str, Any] = {"kind": message.kind}
     payload: Buffer = b""
-    for field in fields(message):  # type: ignore[arg-type]  # every message is a dataclass
-        value = getattr(message, field.name)
-        if isinstance(value, WireTensor):
+    for name in _READERS[message.kind]:
+        value = getattr(message, name)
+        if type(value) is WireTensor:
             payload = value.data
             value = {"dtype": value.dtype, "shape": value.shape}
-        elif value and isinstance(value, tuple) and not isinstance(value[0], int):
-            value = [tuple(vars(item).values()) for item in value]
-        header[field.name] = value
+        header[name] = value
     return header, payload
 
 
@@ -173,7 +169,7 @@ def from_header(header: object, payload: Buffer) -> Message:
     if not isinstance(kind, str) or kind not in MESSAGES:
         raise ProtocolError(f"a message of unknown kind {_short(kind)}")
     readers = _READERS[kind]
-    if header.keys() != {"kind", *readers}:
+    if header.keys() != _NAMES[kind]:
         raise ProtocolError(f"a {kind} message has the fields {', '.join(readers)}")
     if payload and "hidden" not in readers:
         raise ProtocolError(f"a {kind} message has no payload")
@@ -214,11 +210,11 @@ def _list(value: object) -> list[Any]:
 
 
 def _wholes(value: object, _: Buffer = b"") -> tuple[int, ...]:
-    return tuple(_whole(item) for item in _list(value))
+    return tuple([_whole(item) for item in _list(value)])
 
 
 def _segments(value: object, _: Buffer = b"") -> tuple[WireSegment, ...]:
-    return tuple(WireSegment(*_wholes(item)) for item in _list(value))
+    return tuple([WireSegment(*_wholes(item)) for item in _list(value)])
 
 
 def _spans(value: object, _: Buffer = b"") -> tuple[SpanInfo, ...]:
@@ -246,3 +242,4 @@ _READERS: dict[str, dict[str, _Reader]] = {
     kind: {field.name: _READER_OF_TYPE[field.type] for field in fields(message)}  # type: ignore
     for kind, message in MESSAGES.items()
 }
+_NAMES = {kind: {"kind", *readers} for kind, readers in _READERS.items()}
