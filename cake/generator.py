@@ -3,7 +3,7 @@
 An async iterator that the terminal consumes; knows nothing of terminals, files or sockets.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +11,7 @@ from cake.errors import CakeError, PromptTooLongError
 from cake.model.sampling import Sampler, SamplingParams
 from cake.model.tokenizer import Detokenizer, Tokenizer
 from cake.pipeline import Pipeline
-from cake.session import Session, advance
+from cake.session import OnProgress, Session, advance
 
 FinishReason = Literal["stop", "length"]
 PROMPT_CHUNK = 512
@@ -24,6 +24,10 @@ class Piece:
     token: int
     text: str
     finish_reason: FinishReason | None = None
+
+
+def _nobody(n_tokens: int) -> None:
+    """Who is told of progress when nobody wants to know."""
 
 
 class Generator:
@@ -65,11 +69,11 @@ class Generator:
         prompt: Sequence[int],
         sampling: SamplingParams,
         max_tokens: int,
-        on_progress: Callable[[int], object] = lambda _: None,
+        on_progress: OnProgress = _nobody,
     ) -> AsyncIterator[Piece]:
         """Run the prompt and yield up to `max_tokens` tokens as they are made.
 
-        `on_progress` is told how many tokens each part of the prompt had that is done.
+        `on_progress` is told how many tokens each part of the prompt had that was run.
 
         What the prompt shares with the session's tokens so far is not run again. Ends with the
         reason "stop" at one of the model's end tokens, with "length" at `max_tokens` or when the
@@ -80,7 +84,8 @@ class Generator:
         sampler, detokenizer = Sampler(sampling), Detokenizer(self.tokenizer)
         room = min(max_tokens, self.pipeline.context - len(prompt))
         for made in range(1, room + 1):
-            hidden = await advance(self.pipeline, session, self._prompt_chunk, on_progress)
+            tell = on_progress if made == 1 else _nobody
+            hidden = await advance(self.pipeline, session, self._prompt_chunk, tell)
             token = await self.pipeline.choose(hidden, lambda logits: sampler.sample(logits[0], session.ids))
             session.ids.append(token)
             text = detokenizer.add(token)

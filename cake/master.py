@@ -125,7 +125,12 @@ class Master:
         started = time.perf_counter()
         limit = self.options.max_tokens
         with tqdm(total=len(prompt), desc="prompt", unit="token", delay=2, leave=False) as bar:
-            pieces = generator.generate(session, prompt, self.sampling, limit, bar.update)
+
+            def count(n_tokens: int) -> None:
+                answer.prompt_run += n_tokens
+                bar.update(n_tokens)
+
+            pieces = generator.generate(session, prompt, self.sampling, limit, count)
             async for piece in pieces:
                 answer.last_token_s = time.perf_counter() - started
                 if not answer.token_ids:

@@ -17,6 +17,7 @@ class Answer:
     """One answer and its times, in seconds since its prompt was handed in."""
 
     prompt_tokens: int
+    prompt_run: int = 0  # the rest was still in the stages' caches
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
@@ -25,8 +26,8 @@ class Answer:
 
     @property
     def prefill_tokens_per_s(self) -> float:
-        """Prompt tokens per second until the first token was there."""
-        return self.prompt_tokens / self.first_token_s if self.first_token_s else 0.0
+        """Prompt tokens that were run, per second until the first token was there."""
+        return self.prompt_run / self.first_token_s if self.first_token_s else 0.0
 
     @property
     def decode_tokens_per_s(self) -> float:
@@ -67,10 +68,12 @@ def _stage_json(stage: Stage) -> dict[str, Any]:
 
 def closing_lines(answer: Answer, pipeline: Pipeline) -> str:
     """A line on the answer, and a line on each stage's share of it."""
+    kept = answer.prompt_tokens - answer.prompt_run
     summary = (
         f"{len(answer.token_ids)} tokens ({answer.finish_reason or 'interrupted'})"
         f" · first after {answer.first_token_s:.2f} s"
-        f" · prompt of {answer.prompt_tokens} at {answer.prefill_tokens_per_s:.1f} tokens/s"
+        f" · prompt of {answer.prompt_tokens}{f' ({kept} kept)' if kept else ''}"
+        f" at {answer.prefill_tokens_per_s:.1f} tokens/s"
         f" · generation at {answer.decode_tokens_per_s:.1f} tokens/s"
         f" · memory {human_bytes(peak_memory_bytes())}"
     )

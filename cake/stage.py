@@ -44,11 +44,9 @@ class Computed(NamedTuple):
     compute_s: float
 
 
-class Stage(Protocol):
-    """What the pipeline needs of a stage, wherever it runs."""
+class SpanState(Protocol):
+    """What every kind of stage tells of itself."""
 
-    @property
-    def node(self) -> str: ...
     @property
     def blocks(self) -> range: ...
     @property
@@ -58,11 +56,25 @@ class Stage(Protocol):
     @property
     def stats(self) -> StageStats: ...
 
+    async def forget(self, sessions: Iterable[Hashable]) -> None:
+        """Free what is held of these sessions."""
+
+
+class Stage(SpanState, Protocol):
+    """What a pipeline needs of a stage, wherever it runs."""
+
+    @property
+    def node(self) -> str: ...
+
     async def forward(self, batch: Batch) -> Computed:
         """Run a batch through the span; the result has the batch's device and dtype."""
 
-    async def forget(self, sessions: Iterable[Hashable]) -> None:
-        """Free what is held of these sessions."""
+
+class WireStage(SpanState, Protocol):
+    """What a worker needs of a stage that it serves."""
+
+    async def answer(self, hidden: WireTensor, segments: tuple[Segment, ...]) -> tuple[WireTensor, float]:
+        """As `forward`, from the wire and back to it; also the seconds it took."""
 
 
 class LocalStage:

@@ -11,9 +11,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from cake.errors import CakeError, NodeError, ProtocolError, SessionLostError
 from cake.model.batch import Segment
@@ -36,34 +35,14 @@ from cake.protocol.messages import (
     Message,
     Result,
     Welcome,
-    WireTensor,
 )
-from cake.stage import StageStats
+from cake.stage import WireStage
 from cake.text import human_bytes
 
 log = logging.getLogger(__name__)
 
 HANDSHAKE_S = 10.0
 REPORT_EVERY_S = 5.0
-
-
-class Servable(Protocol):
-    """What a worker needs of a stage; `LocalStage` is one."""
-
-    @property
-    def blocks(self) -> range: ...
-    @property
-    def device(self) -> str: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def stats(self) -> StageStats: ...
-
-    async def answer(self, hidden: WireTensor, segments: tuple[Segment, ...]) -> tuple[WireTensor, float]:
-        """The hidden states that come out of the span, and the seconds it took."""
-
-    async def forget(self, sessions: Iterable[Hashable]) -> None:
-        """Free what is held of these sessions."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +53,7 @@ class Service:
     model: str
     hidden_size: int
     context: int
-    stages: Mapping[int, Servable]
+    stages: Mapping[int, WireStage]
     fingerprints: Sequence[str]
 
     def welcome(self) -> Welcome:
@@ -240,7 +219,7 @@ class Visit:
             return Failed(message.id, " ".join(str(error).split())[:500])
         return Result(message.id, compute_s, hidden)
 
-    def _read(self, message: Forward) -> tuple[Servable, tuple[Segment, ...]]:
+    def _read(self, message: Forward) -> tuple[WireStage, tuple[Segment, ...]]:
         """The stage and the segments that are meant; `ProtocolError` where they make no sense."""
         stage = self._service.stages.get(message.first)
         if stage is None:

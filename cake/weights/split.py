@@ -52,6 +52,8 @@ def split(model: str, topology_file: Path, output: Path) -> None:
             for bundle in bundles:
                 bar.set_postfix_str(bundle.name, refresh=False)
                 _write(checkpoint, bundle, json.dumps(marks, indent=2), output, bar)
+        for bundle in bundles:
+            print(output / f"{bundle.name}-node")
     except OSError as error:
         raise CheckpointError(f"splitting into {output} failed: {error}") from error
 
