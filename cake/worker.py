@@ -5,18 +5,17 @@ other. Torch runs in the device's thread, so the event loop always answers.
 """
 
 import asyncio
-import errno
 import itertools
 import logging
-import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cake.errors import CakeError, NodeError, ProtocolError, SessionLostError
+from cake.errors import CakeError, ProtocolError, SessionLostError
 from cake.model.batch import Segment
-from cake.net.connection import Connection, ConnectionLostError, listen
+from cake.net.connection import Connection, ConnectionLostError
+from cake.net.listener import listen
 from cake.protocol.handshake import (
     MAX_BATCH_TOKENS,
     SOFTWARE,
@@ -86,12 +85,8 @@ class Worker:
         self.bytes_written = 0
 
     async def start(self, listener: socket.socket) -> None:
-        """Begin to accept on a bound socket. Raises `NodeError` if another listens there by now."""
-        try:
-            self._server = await listen(listener, self._accept)
-        except OSError as error:
-            host, port = listener.getsockname()[:2]
-            raise address_error(host, port, error) from error
+        """Begin to accept on a bound socket."""
+        self._server = await listen(listener, self._accept)
         self._reporter = asyncio.create_task(self._report())
 
     async def close(self, reason: str) -> None:
@@ -248,28 +243,3 @@ class Visit:
         for stage in self._service.stages.values():
             await stage.forget(keys)
         self._sessions = self._sessions - sessions
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A bound socket that does not listen yet; `NodeError` when the address cannot be had."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise address_error(host, port, error) from error
-    try:
-        if os.name == "posix":  # elsewhere the option means something else
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise address_error(host, port, error) from error
-    return listener
-
-
-def address_error(host: str, port: int, error: Exception) -> NodeError:
-    """Why a worker cannot listen at its address, for a person."""
-    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-        return NodeError(f"--address {host}:{port} is in use; stop the other program or choose another port")
-    reason = getattr(error, "strerror", None) or "not a host's name"
-    return NodeError(f"--address {host}:{port} cannot be used: {reason}; choose one of this machine")

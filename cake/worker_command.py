@@ -14,13 +14,14 @@ from cake.device import DeviceThread, choose_context, choose_device, choose_dtyp
 from cake.errors import CakeError
 from cake.memory import peak_memory_bytes
 from cake.model.linear import Placement
+from cake.net.listener import bind
 from cake.options import WorkerOptions
 from cake.protocol.handshake import describe_spans
 from cake.stage import LocalStage
 from cake.text import human_bytes
 from cake.topology import Node, load_topology, parse_address
 from cake.weights.checkpoint import Checkpoint, block_of, bundled_topology, open_checkpoint
-from cake.worker import Service, Worker, bind
+from cake.worker import Service, Worker
 
 log = logging.getLogger(__name__)
 

@@ -31,6 +31,7 @@ from cake.model.linear import Placement
 from cake.model.sampling import SamplingParams
 from cake.model.tokenizer import Tokenizer
 from cake.net.connection import connect
+from cake.net.listener import bind
 from cake.pipeline import Pipeline, open_pipeline
 from cake.protocol.handshake import Expectation, hello
 from cake.protocol.messages import Forward, WireSegment, WireTensor
@@ -41,7 +42,7 @@ from cake.stage import StageStats
 from cake.text import columns, human_bytes
 from cake.topology import Node, Topology, load_topology
 from cake.weights.checkpoint import Checkpoint, open_checkpoint
-from cake.worker import Service, Worker, bind
+from cake.worker import Service, Worker
 
 ECHO = "serve-echo"
 ECHO_HIDDEN = 4096

@@ -19,6 +19,7 @@ from cake.device import DeviceThread
 from cake.generator import Generator
 from cake.model.linear import Placement
 from cake.model.sampling import SamplingParams
+from cake.net.listener import bind
 from cake.pipeline import Pipeline, open_pipeline
 from cake.remote import Patience
 from cake.session import Session
@@ -26,7 +27,7 @@ from cake.stage import LocalStage
 from cake.topology import Node, Topology
 from cake.weights.checkpoint import Checkpoint
 from cake.weights.demo_model import demo_model_folder
-from cake.worker import Service, Worker, bind
+from cake.worker import Service, Worker
 
 torch.set_num_threads(1)
 

@@ -8,10 +8,10 @@ import pytest
 from test_messages import WELCOME
 
 from cake.errors import ProtocolError
-from cake.net.connection import Connection, ConnectionLostError, connect, listen
+from cake.net.connection import Connection, ConnectionLostError, connect
+from cake.net.listener import bind, listen
 from cake.protocol.frames import encode
 from cake.protocol.messages import Forget, Forward, Goodbye, Hello, Message, Result, WireSegment, WireTensor
-from cake.worker import bind
 
 HELLO = Hello(1, "cake/0.1.0", "attic")
 TENSOR = WireTensor("float32", (2, 1), bytearray(8))

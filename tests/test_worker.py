@@ -20,6 +20,7 @@ from test_remote import Peer
 
 from cake.errors import NodeError, SessionLostError
 from cake.model.batch import Batch, Segment
+from cake.net.listener import bind
 from cake.pipeline import expectation
 from cake.protocol.messages import (
     Failed,
@@ -39,7 +40,7 @@ from cake.remote import RemoteStage, connect_worker
 from cake.stage import LocalStage
 from cake.topology import Node
 from cake.weights.checkpoint import Checkpoint
-from cake.worker import Service, Worker, bind
+from cake.worker import Service, Worker
 
 SPAN = range(0, 3)
 HELLO = Hello(1, "test", "porch")

@@ -211,9 +211,3 @@ async def connect(host: str, port: int) -> Connection:
     loop = asyncio.get_running_loop()
     _, connection = await loop.create_connection(lambda: Connection("master"), host, port)
     return connection
-
-
-async def listen(listener: socket.socket, on_open: Callable[[Connection], None]) -> asyncio.Server:
-    """Accept as a worker on a bound socket; `on_open` gets each new connection. Raises `OSError`."""
-    loop = asyncio.get_running_loop()
-    return await loop.create_server(lambda: Connection("worker", on_open), sock=listener)
