@@ -31,7 +31,8 @@ from cake.worker import Service, Worker
 
 torch.set_num_threads(1)
 
-IMPATIENT = Patience(total=0.5, first_pause=0.02, handshake=2.0)
+PATIENT = Patience()
+IMPATIENT = Patience(total=0.5, first_pause=0.02, handshake=2.0)  # for workers that never come
 GREEDY = SamplingParams(temperature=0, repeat_penalty=1)
 
 TINY = {
@@ -120,7 +121,7 @@ async def serving(folder: Path, name: str, *spans: range) -> AsyncIterator[Node]
 async def pipeline_over(folder: Path, *nodes: Node) -> AsyncIterator[Pipeline]:
     """A master's pipeline of this process over these nodes; it runs what they do not serve."""
     topology = Topology({node.name: node for node in nodes})
-    pipeline = await open_pipeline(Checkpoint(folder), topology, cpu_thread(), 512, IMPATIENT)
+    pipeline = await open_pipeline(Checkpoint(folder), topology, cpu_thread(), 512, PATIENT)
     try:
         yield pipeline
     finally:

@@ -23,7 +23,7 @@ def wire(*messages: Message) -> bytes:
 
 
 async def soon(awaitable):
-    return await asyncio.wait_for(awaitable, 5)
+    return await asyncio.wait_for(awaitable, 30)
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from conftest import IMPATIENT, CakeProcess, cpu_thread, greedy_ids, run, transformers_ids
+from conftest import PATIENT, CakeProcess, cpu_thread, greedy_ids, run, transformers_ids
 
 from cake.model.tokenizer import Tokenizer
 from cake.pipeline import open_pipeline
@@ -85,7 +85,7 @@ def test_text_is_that_of_one_machine(
 
     async def in_this_process() -> None:
         checkpoint, tokenizer = Checkpoint(demo_model), Tokenizer(demo_model)
-        pipeline = await open_pipeline(checkpoint, load_topology(topology), cpu_thread(), 512, IMPATIENT)
+        pipeline = await open_pipeline(checkpoint, load_topology(topology), cpu_thread(), 512, PATIENT)
         try:
             answers = await asyncio.gather(
                 *(greedy_ids(pipeline, tokenizer.encode(p), N, CHUNKS[layout]) for p in PROMPTS)

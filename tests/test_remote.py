@@ -105,7 +105,7 @@ async def greeted(
         await behave(peer)
 
     async with fake(shake_hands) as node:
-        worker = await soon(connect_worker(node, EXPECTED, BRIEF))
+        worker = await soon(connect_worker(node, EXPECTED, Patience()))
         try:
             yield worker, RemoteStage(worker, SPAN)
         finally:
@@ -232,9 +232,10 @@ UNFIT = {
 
 @pytest.mark.parametrize(("behave", "substance"), UNFIT.values(), ids=UNFIT)
 async def test_a_listener_that_will_not_do(behave: Callable[[Peer], Awaitable[None]], substance: str) -> None:
+    patience = Patience(handshake=0.2 if "does not answer" in substance else 20)
     async with fake(behave) as node:
         with pytest.raises(NodeError, match=f"^worker 'porch' at {node.address} {substance}"):
-            await soon(connect_worker(node, EXPECTED, Patience(total=1, handshake=0.2)))
+            await soon(connect_worker(node, EXPECTED, patience))
 
 
 async def test_a_result() -> None:
@@ -356,7 +357,7 @@ async def test_who_waits_for_an_answer_hears_of_the_close() -> None:
         await soon(heard.wait())
         await soon(worker.close())
         with pytest.raises(NodeError):
-            await asyncio.wait_for(waiting, 1)
+            await soon(waiting)
 
 
 async def test_an_abandoned_forward_does_not_disturb_the_next() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import IMPATIENT, loaded_stage, serving
+from conftest import PATIENT, loaded_stage, serving
 from test_connection import soon, wire
 from test_remote import Peer
 
@@ -85,7 +85,7 @@ async def raw(node: Node, *first: Message) -> AsyncIterator[Peer]:
 @asynccontextmanager
 async def master_of(folder: Path, node: Node) -> AsyncIterator[RemoteStage]:
     """A good master's connection to the worker."""
-    worker = await connect_worker(node, expectation(Checkpoint(folder), node), IMPATIENT)
+    worker = await connect_worker(node, expectation(Checkpoint(folder), node), PATIENT)
     try:
         yield RemoteStage(worker, node.spans[0])
     finally:
