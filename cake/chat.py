@@ -4,15 +4,18 @@ import asyncio
 import contextlib
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 
 from prompt_toolkit import PromptSession
 
-from cake.errors import PromptTooLongError
+from cake.errors import CakeError, PromptTooLongError
 from cake.generator import Generator
 from cake.master import Master, message, show_text, tell
 from cake.report import Answer, closing_lines
 from cake.session import Session
+
+Message = dict[str, str]
 
 
 async def run_chat(master: Master, generator: Generator) -> None:
@@ -21,20 +24,19 @@ async def run_chat(master: Master, generator: Generator) -> None:
     history = master.system_messages()
     lines = _Lines()
     if master.raw:
-        tell("this model has no chat template: every line is continued as it is")
+        tell("without a chat template, each line continues the text so far")
     tell("Ctrl-C stops an answer, Ctrl-D leaves")
     while (line := await lines.next()) is not None:
         if not line.strip():
             continue
         history.append(message("user", line))
-        prompt = master.encode(line) if master.raw else master.tokenizer.encode_chat(history)
-        answer = Answer(len(prompt))
         try:
-            generator.check_prompt(prompt)
-        except PromptTooLongError as error:
+            prompt = _prompt(master, generator, session, history)
+        except CakeError as error:
             tell(f"{error}; this line was not sent")
             history.pop()
             continue
+        answer = Answer(len(prompt))
         answering = asyncio.create_task(master.answer(generator, session, prompt, show_text, answer))
         with _interrupting(answering), contextlib.suppress(asyncio.CancelledError):
             await answering
@@ -43,18 +45,47 @@ async def run_chat(master: Master, generator: Generator) -> None:
         tell(closing_lines(answer, generator.pipeline).splitlines()[0])
 
 
+def _prompt(master: Master, generator: Generator, session: Session, history: list[Message]) -> list[int]:
+    """Token ids up to the answer to the history's last line; forgets the oldest turns if it must."""
+    line = history[-1]["content"]
+    if master.raw and session.ids:
+        prompt = session.ids + master.tokenizer.encode(f"\n{line}\n", start=False)
+    else:
+        prompt = master.encode(line) if master.raw else master.tokenizer.encode_chat(history)
+    try:
+        generator.check(prompt)
+    except PromptTooLongError:
+        turns = [index for index, each in enumerate(history) if each["role"] == "user"]
+        if master.raw or len(turns) == 1:
+            raise
+        tell("(the context is full: the oldest question and its answer are forgotten)")
+        del history[turns[0] : turns[1]]
+        return _prompt(master, generator, session, history)
+    return prompt
+
+
 class _Lines:
     """What the person types; plain lines when the input is a pipe."""
 
     def __init__(self) -> None:
         self._prompt: PromptSession[str] | None = None
+        self._plain: asyncio.Queue[str] = asyncio.Queue()
         if sys.stdin.isatty() and sys.stdout.isatty():
             self._prompt = PromptSession()
+        else:
+            # A daemon: a thread that waits for a line would keep a program from ending.
+            threading.Thread(target=self._read, args=[asyncio.get_running_loop()], daemon=True).start()
+
+    def _read(self, loop: asyncio.AbstractEventLoop) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            while line := sys.stdin.readline():
+                loop.call_soon_threadsafe(self._plain.put_nowait, line)
+            loop.call_soon_threadsafe(self._plain.put_nowait, "")
 
     async def next(self) -> str | None:
         """The next line; none at the end."""
         if self._prompt is None:
-            line = await asyncio.to_thread(sys.stdin.readline)
+            line = await self._plain.get()
             return line.rstrip("\n") if line else None
         while True:
             try:

@@ -1,7 +1,10 @@
 """The commands: options become dataclasses, then one call. Heavy imports wait until then."""
 
+import contextlib
 import functools
 import logging
+import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,11 +48,31 @@ def errors_in_one_line(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             sys.exit(EXIT_INTERRUPTED)
-        except BrokenPipeError:
-            sys.stderr.close()  # whoever read our output has had enough of it
-            sys.exit(EXIT_INTERRUPTED)
+        except BrokenPipeError:  # whoever read our output has had enough of it
+            _drop_stdout()
+        except OSError as error:
+            _drop_stdout()
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(EXIT_BAD_INPUT)
 
     return run
+
+
+def _drop_stdout() -> None:
+    """What is still buffered can go nowhere; at exit Python would complain of it."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class FiniteRange(click.FloatRange):
+    """A range that knows that nan is in none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number; fails for nan and the infinities too."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks and the debug log.")
@@ -88,14 +111,16 @@ POSITIVE = click.IntRange(min=1)
     "--system-prompt",
     default="You are a helpful AI assistant.",
     show_default=True,
-    help="The system's words; an empty string leaves them out.",
+    help="The system's words; with an empty string, the model's template may put in its own.",
 )
 @click.option(
     "--raw",
     is_flag=True,
     help="Continue the prompt as it is, without the model's chat template.",
 )
-@click.option("--chat", is_flag=True, help="Keep talking; Ctrl-C stops an answer, Ctrl-D leaves.")
+@click.option(
+    "--chat", is_flag=True, help="Keep talking (without --prompt); Ctrl-C stops an answer, Ctrl-D leaves."
+)
 @click.option(
     "-n",
     "--sample-len",
@@ -106,12 +131,12 @@ POSITIVE = click.IntRange(min=1)
 )
 @click.option(
     "--temperature",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     help="Higher is more surprising; 0 always takes the likeliest token.  [default: the model's, else 1.0]",
 )
 @click.option(
     "--top-p",
-    type=click.FloatRange(min=0, max=1, min_open=True),
+    type=FiniteRange(min=0, max=1, min_open=True),
     help="Choose among the likeliest tokens that together have this probability.  "
     "[default: the model's, else all]",
 )
@@ -122,7 +147,7 @@ POSITIVE = click.IntRange(min=1)
 )
 @click.option(
     "--repeat-penalty",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0.01, max=100),
     help="Above 1 discourages tokens that came recently.  [default: the model's, else 1.1]",
 )
 @click.option(
@@ -164,6 +189,8 @@ def main(mode: str, debug: bool, **options: Any) -> None:
     hidden states through the workers, and prints the text that one machine would have written.
     """
     _set_up_output(debug, logging.INFO if mode == "worker" else logging.WARNING)
+    if options["cpu"] and options["device"] not in (None, "cpu"):
+        raise CakeError(f"--cpu and --device {options['device']} contradict one another; choose one")
     compute = ComputeOptions(
         model=options["model"],
         dtype=options["dtype"],
@@ -237,6 +264,8 @@ def _set_up_output(debug: bool, level: int) -> None:
         force=True,
     )
     logging.getLogger("cake").setLevel(logging.DEBUG if debug else level)
+    if sys.stdout is None:  # closed by whoever started us
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8")  # a pipe on Windows would choke on most scripts

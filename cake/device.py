@@ -84,7 +84,11 @@ class DeviceThread:
         self._executor = ThreadPoolExecutor(1, "device", torch.set_num_threads, (self._threads,))
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call `function` in the thread, without autograd, and wait for what it returns."""
+        """Call `function` in the thread, without autograd, and wait for what it returns.
+
+        Raises `StoppedError` once `close` was called.
+        """
+        self.check()
 
         def call() -> T:
             self.check()

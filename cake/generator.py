@@ -47,21 +47,9 @@ class Generator:
         """Free the session in every stage."""
         await self.pipeline.forget(session.number)
 
-    def check_prompt(self, prompt: Sequence[int]) -> None:
+    def check(self, prompt: Sequence[int]) -> None:
         """Raise `CakeError` unless the prompt is one that this pipeline can answer."""
-        if not prompt:
-            raise CakeError("the prompt is empty; say something with --prompt")
-        if max(prompt) >= self.pipeline.config.vocab_size:
-            raise CakeError(
-                f"the tokenizer made the token {max(prompt)}, but the model knows only "
-                f"{self.pipeline.config.vocab_size}; do its files belong together?"
-            )
-        context = self.pipeline.context
-        if len(prompt) >= context:
-            raise PromptTooLongError(
-                f"the prompt has {len(prompt)} tokens and the context holds {context}, one of them "
-                "for the answer; shorten the prompt or raise --context"
-            )
+        check_prompt(prompt, self.pipeline.context, self.pipeline.config.vocab_size)
 
     async def generate(
         self,
@@ -79,7 +67,7 @@ class Generator:
         reason "stop" at one of the model's end tokens, with "length" at `max_tokens` or when the
         context is full.
         """
-        self.check_prompt(prompt)
+        self.check(prompt)
         session.keep_prefix(prompt)
         sampler, detokenizer = Sampler(sampling), Detokenizer(self.tokenizer)
         room = min(max_tokens, self.pipeline.context - len(prompt))
@@ -99,3 +87,19 @@ class Generator:
             yield Piece(token, text, reason)
             if reason:
                 return
+
+
+def check_prompt(prompt: Sequence[int], context: int, vocab_size: int) -> None:
+    """Raise `CakeError` unless the prompt leaves room for a token and the model knows its tokens."""
+    if not prompt:
+        raise CakeError("the prompt is empty; say something with --prompt")
+    if max(prompt) >= vocab_size:
+        raise CakeError(
+            f"the tokenizer made the token {max(prompt)}, but the model knows only {vocab_size}; "
+            "do its files belong together?"
+        )
+    if len(prompt) >= context:
+        raise PromptTooLongError(
+            f"the prompt has {len(prompt)} tokens and the context holds {context}, one of them "
+            "for the answer; shorten the prompt or raise --context"
+        )

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cake.device import DeviceThread, choose_context, choose_device, choose_dtype
-from cake.generator import Generator
+from cake.generator import Generator, check_prompt
 from cake.model.linear import Placement
 from cake.model.sampling import SamplingParams
 from cake.model.tokenizer import Tokenizer
@@ -23,21 +23,23 @@ from cake.topology import Topology, load_topology
 from cake.weights.checkpoint import Checkpoint, block_of, bundled_topology, open_checkpoint
 
 
-def run_master(options: MasterOptions, patience: Patience | None = None) -> None:
+def run_master(options: MasterOptions) -> None:
     """Do what the options say; the text goes to stdout, everything else to stderr."""
-    asyncio.run(_run(options, patience or Patience()))
-
-
-async def _run(options: MasterOptions, patience: Patience) -> None:
     topology_file = options.topology or bundled_topology(options.compute.model)
     topology = load_topology(topology_file) if topology_file else Topology({})
     checkpoint = open_checkpoint(options.compute.model, wanted_by_master(topology))
-    tokenizer = Tokenizer(checkpoint.folder)
-    master = Master(options, topology, checkpoint, tokenizer)
-    prompt = None if options.chat else master.encode(options.prompt)
-    generator = await master.open(patience)
+    master = Master(options, topology, checkpoint, Tokenizer(checkpoint.folder))
+    asyncio.run(_run(master))
+
+
+async def _run(master: "Master") -> None:
+    chat = master.options.chat
+    prompt = [] if chat else master.encode(master.options.prompt)
+    if not chat:
+        master.check(prompt)  # before anything is loaded for it
+    generator = await master.open(Patience())
     try:
-        if prompt is None:
+        if chat:
             from cake.chat import run_chat
 
             await run_chat(master, generator)
@@ -79,6 +81,11 @@ class Master:
         words = self.options.system_prompt
         return [message("system", words)] if words else []
 
+    def check(self, prompt: list[int]) -> None:
+        """Raise `CakeError` unless the prompt fits the model and the context."""
+        config = self._checkpoint.config
+        check_prompt(prompt, choose_context(self.options.compute.context, config.context), config.vocab_size)
+
     async def open(self, patience: Patience) -> Generator:
         """Connect, load, and show the table."""
         compute, checkpoint = self.options.compute, self._checkpoint
@@ -106,7 +113,7 @@ class Master:
         try:
             await self.answer(generator, Session(), prompt, show, answer)
         finally:
-            if not self.options.as_json:
+            if answer.token_ids and not self.options.as_json:
                 show_text("\n")
         if self.options.as_json:
             print(json.dumps(as_json(answer, generator.pipeline), ensure_ascii=False), flush=True)
@@ -146,14 +153,19 @@ def sampling_params(chosen: SamplingOptions, model: Mapping[str, Any]) -> Sampli
     """The person's choice, else the model's `generation_config.json`, else the defaults."""
     defaults = SamplingParams()
     greedy = model.get("do_sample") is False
+
+    def of_model(name: str) -> Any:
+        value: Any = model.get(name)
+        return value if type(value) in (int, float) and value >= 0 else None
+
     return SamplingParams(
         temperature=_first(
-            chosen.temperature, 0.0 if greedy else model.get("temperature"), defaults.temperature
+            chosen.temperature, 0.0 if greedy else of_model("temperature"), defaults.temperature
         ),
-        top_p=_first(chosen.top_p, model.get("top_p"), defaults.top_p),
-        top_k=_first(chosen.top_k, model.get("top_k"), defaults.top_k),
+        top_p=_first(chosen.top_p, of_model("top_p"), defaults.top_p),
+        top_k=_first(chosen.top_k, of_model("top_k"), defaults.top_k),
         repeat_penalty=_first(
-            chosen.repeat_penalty, model.get("repetition_penalty"), defaults.repeat_penalty
+            chosen.repeat_penalty, of_model("repetition_penalty") or None, defaults.repeat_penalty
         ),
         repeat_last_n=chosen.repeat_last_n,
         seed=chosen.seed,

@@ -9,7 +9,7 @@ def peak_memory_bytes() -> int:
     """The most memory this process has held: resident, and an accelerator's where it has one."""
     accelerator = 0
     if torch.cuda.is_available():
-        accelerator = torch.cuda.max_memory_allocated()
+        accelerator = sum(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())))
     return _peak_resident_bytes() + accelerator
 
 

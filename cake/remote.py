@@ -108,7 +108,9 @@ class RemoteWorker:
             future.set_exception(NodeError(f"{self._who} failed: {message.reason}"))
 
     def _fail(self, reason: str) -> NodeError:
-        self._failure = self._failure or NodeError(f"lost {self._who}: {reason}")
+        self._failure = self._failure or NodeError(
+            f"lost {self._who}: {reason}; see that it runs, and ask again"
+        )
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(self._failure)
@@ -130,15 +132,16 @@ class RemoteStage:
 
     async def forward(self, batch: Batch) -> Computed:
         """Send the batch, wait for the result, and convert it back to the batch's dtype."""
+        self.stats.messages += 1
         started = time.perf_counter()
         result, n_sent, n_received = await self._worker.forward(self.blocks.start, batch)
-        hidden = from_wire(result.hidden).to(batch.hidden.device, batch.hidden.dtype)
-        if hidden.shape != batch.hidden.shape:
+        if result.hidden.shape != tuple(batch.hidden.shape):
             raise NodeError(
-                f"worker {self.node!r} answered {list(hidden.shape)} to {list(batch.hidden.shape)}"
+                f"worker {self.node!r} answered hidden states of {str(result.hidden.shape)[:60]} to "
+                f"{tuple(batch.hidden.shape)}"
             )
+        hidden = from_wire(result.hidden).to(batch.hidden.device, batch.hidden.dtype)
         stats = self.stats
-        stats.messages += 1
         stats.tokens += hidden.shape[0]
         stats.bytes_sent += n_sent
         stats.bytes_received += n_received
@@ -213,8 +216,7 @@ async def _connect(node: Node, patience: Patience) -> Connection:
                 "the topology"
             ) from error
         except OSError as error:
-            # asyncio words some errors itself; numbers above 0 are the system's.
-            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+            reason = _reason(error)
         if deadline - time.monotonic() < pause:
             break
         if attempt == ATTEMPTS_IN_SILENCE:
@@ -225,3 +227,12 @@ async def _connect(node: Node, patience: Patience) -> Connection:
         f"worker {node.name!r} at {node.address} cannot be reached ({reason}); start it with "
         f"'cake-cli --mode worker --name {node.name} ...' or mend its host in the topology"
     )
+
+
+def _reason(error: OSError) -> str:
+    """The system's words; asyncio puts its own in their place, and Windows has none for sockets."""
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
+    if os.name == "posix" and error.errno and error.errno > 0:
+        return os.strerror(error.errno)
+    return error.strerror or str(error)

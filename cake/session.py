@@ -40,7 +40,7 @@ async def advance(
         return await _run_missing(pipeline, session, chunk, on_progress)
     except SessionLostError:
         session.held = 0
-        return await _run_missing(pipeline, session, chunk, on_progress)
+        return await _run_missing(pipeline, session, chunk, lambda _: None)
 
 
 async def _run_missing(pipeline: Pipeline, session: Session, chunk: int, on_progress: OnProgress) -> Tensor:

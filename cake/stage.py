@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from cake.device import DeviceThread
-from cake.errors import CakeError
+from cake.errors import CakeError, SessionLostError
 from cake.model.batch import Batch, Segment, Step
 from cake.model.cache import SessionCache
 from cake.model.config import ModelConfig
@@ -139,6 +139,8 @@ class LocalStage:
 
     def _compute(self, batch: Batch) -> Computed:
         started = time.perf_counter()
+        for segment in batch.segments:
+            self._check(segment)
         caches = [self._cache_for(segment) for segment in batch.segments]
         group = self._config.n_heads // self._config.n_kv_heads
         hidden = batch.hidden.to(self._placement.device, self._placement.dtype)
@@ -155,17 +157,22 @@ class LocalStage:
         self.stats.compute_s += compute_s
         return Computed(hidden.to(batch.hidden.device, batch.hidden.dtype), compute_s)
 
+    def _check(self, segment: Segment) -> None:
+        """Refuse what cannot be done before anything is changed."""
+        end = segment.position + segment.length
+        if end > self.context:
+            raise CakeError(f"{end} tokens do not fit into the context of {self.context} (--context)")
+        cache = self._caches.get(segment.session)
+        held = cache.length if cache else 0
+        if held < segment.position:
+            raise SessionLostError(segment.session, held)
+
     def _cache_for(self, segment: Segment) -> SessionCache:
         """The session's cache, cut to the segment's position and with room for its tokens."""
-        if segment.position + segment.length > self.context:
-            raise CakeError(
-                f"{segment.position + segment.length} tokens do not fit into the context of "
-                f"{self.context} (--context)"
-            )
         cache = self._caches.get(segment.session)
         if cache is None:
             device, dtype = self._placement.device, self._placement.dtype
             cache = SessionCache(self._config, len(self.blocks), self.context, device, dtype)
+            self._caches[segment.session] = cache
         cache.rewind(segment.session, segment.position, segment.length)
-        self._caches[segment.session] = cache
         return cache

@@ -40,7 +40,7 @@ class Node:
     @property
     def address(self) -> str:
         """`host:port`, as in the file."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return format_address(self.host, self.port)
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,11 @@ def parse_address(text: object) -> tuple[str, int]:
     if match is None or int(match[3]) > 65535:
         raise ValueError(f"{text!r} is not an address; write host:port, such as 192.168.1.20:10128")
     return match[1] or match[2], int(match[3])
+
+
+def format_address(host: str, port: int) -> str:
+    """The inverse of `parse_address`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _spans(name: str, layers: object) -> tuple[range, ...]:

@@ -5,6 +5,7 @@ other. Torch runs in the device's thread, so the event loop always answers.
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import socket
@@ -12,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from cake.device import StoppedError
 from cake.errors import CakeError, ProtocolError, SessionLostError
 from cake.model.batch import Segment
 from cake.net.connection import Connection, ConnectionLostError
@@ -179,7 +181,8 @@ class Visit:
         except ConnectionLostError as error:
             log.info("master %s left: %s", who, error)
         finally:
-            await self._forget(self._sessions)
+            with contextlib.suppress(StoppedError):  # a worker that ends frees everything anyway
+                await self._forget(self._sessions)
 
     async def _shake_hands(self) -> None:
         message = (await self.connection.receive()).message

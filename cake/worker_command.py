@@ -19,7 +19,7 @@ from cake.options import WorkerOptions
 from cake.protocol.handshake import describe_spans
 from cake.stage import LocalStage
 from cake.text import human_bytes
-from cake.topology import Node, load_topology, parse_address
+from cake.topology import Node, format_address, load_topology, parse_address
 from cake.weights.checkpoint import Checkpoint, block_of, bundled_topology, open_checkpoint
 from cake.worker import Service, Worker
 
@@ -45,7 +45,9 @@ def _topology_file(options: WorkerOptions) -> Path:
     """The file that was named, or the one in the bundle that was named as the model."""
     path = options.topology or bundled_topology(options.compute.model)
     if path is None:
-        raise CakeError("a worker needs --topology, the file that says which blocks it serves")
+        model = options.compute.model
+        hint = f" ({model} is no bundle that has one)" if model else ""
+        raise CakeError(f"a worker needs --topology, the file that says which blocks it serves{hint}")
     return path
 
 
@@ -73,6 +75,7 @@ async def _serve(options: WorkerOptions, node: Node, checkpoint: Checkpoint, lis
         stages = await _load(node, checkpoint, context, thread)
         worker = Worker(_service(node, checkpoint, context, stages))
         await worker.start(listener)
+        host, port = listener.getsockname()[:2]
         log.info(
             "%s serves blocks %s of %s on %s in %s at %s, memory %s",
             node.name,
@@ -80,12 +83,15 @@ async def _serve(options: WorkerOptions, node: Node, checkpoint: Checkpoint, lis
             checkpoint.name,
             device,
             stages[0].dtype,
-            "{}:{}".format(*listener.getsockname()[:2]),
+            format_address(host, port),
             human_bytes(peak_memory_bytes()),
         )
+        if port != node.port and parse_address(options.address)[1]:
+            log.warning("but the topology sends masters to %s; is --address right?", node.address)
         try:
             await asyncio.Event().wait()
         finally:
+            thread.close()  # first: what is being computed would hold up everything else
             await worker.close(f"worker {node.name!r} was stopped")
     except asyncio.CancelledError:
         pass  # the way in which a worker ends

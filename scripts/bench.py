@@ -4,7 +4,7 @@
     .venv/bin/python scripts/bench.py [--model FOLDER] [--workers 2] [--json]
 
 Workers are real processes on loopback. Each figure is the median of several runs, after one that is
-not counted; a table goes to stderr, or one JSON object to stdout.
+not counted; a table or, with --json, one JSON object goes to stdout.
 """
 
 import asyncio

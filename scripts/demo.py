@@ -35,24 +35,26 @@ def main() -> int:
         topology.write_text(topology_text(addresses))
         common = [python, "-m", "cake", "--topology", topology, "--threads", threads]
         # Converts the demo model if need be, before three processes want it at once.
-        subprocess.run([str(python), "-c", PREPARE], check=True)
-        workers, logs = [], Path(folder, "workers.log")
+        if code := subprocess.run([str(python), "-c", PREPARE], check=False).returncode:
+            return code
+        processes, logs = [], Path(folder, "workers.log")
         try:
             for number, address in enumerate(addresses):
                 role = ("--mode", "worker", "--name", f"worker{number}", "--address", address)
                 with logs.open("ab") as log:  # beside the answer, their lines would only confuse
-                    workers.append(start(*common, *role, stderr=log))
-            code = start(*common, "--prompt", prompt, "--sample-len", "120").wait()
+                    processes.append(start(*common, *role, stderr=log))
+            processes.append(start(*common, "--prompt", prompt, "--sample-len", "120"))
+            code = processes[-1].wait()
             if code:
                 print(f"what the workers said:\n{logs.read_text()}", file=sys.stderr)
             return code
         except KeyboardInterrupt:
             return 130
         finally:
-            for worker in workers:
-                worker.terminate()
-            for worker in workers:
-                worker.wait()
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.wait()
 
 
 PREPARE = "from cake.weights.demo_model import demo_model_folder as f; f(lambda name: True)"

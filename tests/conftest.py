@@ -118,10 +118,10 @@ async def serving(folder: Path, name: str, *spans: range) -> AsyncIterator[Node]
 
 
 @asynccontextmanager
-async def pipeline_over(folder: Path, *nodes: Node) -> AsyncIterator[Pipeline]:
+async def pipeline_over(folder: Path, *nodes: Node, patience: Patience = PATIENT) -> AsyncIterator[Pipeline]:
     """A master's pipeline of this process over these nodes; it runs what they do not serve."""
     topology = Topology({node.name: node for node in nodes})
-    pipeline = await open_pipeline(Checkpoint(folder), topology, cpu_thread(), 512, PATIENT)
+    pipeline = await open_pipeline(Checkpoint(folder), topology, cpu_thread(), 512, patience)
     try:
         yield pipeline
     finally:

@@ -251,6 +251,7 @@ def test_recorded_fingerprints_stand_for_absent_blocks_only(shards: Path, sharde
 
 def test_open_checkpoint_takes_folders_and_bundles(tiny_model: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_model, tmp_path / "node" / "model")
+    (tmp_path / "node" / "topology.yml").write_text("")
     assert open_checkpoint(str(tiny_model), lambda _: True).folder == tiny_model
     assert open_checkpoint(str(tmp_path / "node"), lambda _: True).folder == tmp_path / "node" / "model"
 

@@ -6,27 +6,41 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from conftest import IMPATIENT, make_tiny_llama
+from conftest import IMPATIENT, PATIENT, make_tiny_llama
 
 import cake
 from cake import master
 from cake.cli import main, split_model
+from cake.protocol.frames import encode
+from cake.protocol.messages import VERSION, Goodbye, Message, SpanInfo, Welcome
+from cake.weights.checkpoint import Checkpoint
 
 TOPOLOGY = "worker0:\n  host: 127.0.0.1:{port}\n  layers: [model.layers.{layers}]\n"
 
 
-@pytest.fixture
-def folder(tiny_model: Path, demo_model: Path, tmp_path: Path) -> Path:
-    """A model folder that a test may damage: tiny, with the demo model's tokenizer."""
-    folder = tmp_path / "tiny"
-    shutil.copytree(tiny_model, folder)
+@pytest.fixture(scope="module")
+def speaking_model(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with the demo model's tokenizer, and as many tokens."""
+    return with_tokenizer(make_tiny_llama(tmp_path_factory.mktemp("speaking"), vocab_size=49152), demo_model)
+
+
+def with_tokenizer(folder: Path, demo_model: Path) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(demo_model / name, folder)
     return folder
+
+
+@pytest.fixture
+def folder(speaking_model: Path, tmp_path: Path) -> Path:
+    """A model folder that a test may damage."""
+    return shutil.copytree(speaking_model, tmp_path / "tiny")
 
 
 def topology_file(tmp_path: Path, text: str) -> Path:
@@ -113,9 +127,8 @@ def test_a_corrupt_file_is_named_with_the_offset(cli, folder: Path) -> None:
 
 
 def test_a_missing_shard_is_named(cli, demo_model: Path, tmp_path: Path) -> None:
-    folder = make_tiny_llama(tmp_path / "sharded", shard_size="200KB")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(demo_model / name, folder)
+    folder = make_tiny_llama(tmp_path / "sharded", shard_size="200KB", vocab_size=49152)
+    with_tokenizer(folder, demo_model)
     shard = sorted(folder.glob("model-*.safetensors"))[-1]
     shard.unlink()
     check_refusal(cli("--model", folder), shard.name, "is missing")
@@ -159,8 +172,62 @@ def test_an_unreachable_worker_is_named(cli, folder: Path, tmp_path: Path, monke
     assert "cake-cli --mode worker --name worker0" in result.stderr
 
 
+def wire(message: Message) -> bytes:
+    return b"".join(map(bytes, encode(message)))
+
+
+UNFIT = {
+    "HTTP": (b"HTTP/1.0 400 Bad Request\r\n\r\n", "does not speak Cake's protocol"),
+    "silence": (b"", "accepts connections but does not answer"),
+    "refusal": (wire(Goodbye("this worker is 'attic', not 'worker0'")), "refused: this worker is 'attic'"),
+    "another version": ({"version": 9}, "speaks protocol version 9"),
+    "another model": ({"model": "0123456789abcdef"}, "serves another model"),
+    "other weights": ({"spans": (SpanInfo(0, 2, "0123456789abcdef"),)}, "serves another model: the weights"),
+    "other blocks": ({"spans": (SpanInfo(0, 3, ""),)}, "serves blocks 0-3, but this topology says 0-2"),
+}
+
+
+@pytest.mark.parametrize(("reply", "substance"), UNFIT.values(), ids=UNFIT)
+def test_a_worker_that_will_not_do_is_explained(
+    cli, folder: Path, tmp_path: Path, monkeypatch, reply: bytes | dict[str, Any], substance: str
+) -> None:
+    checkpoint = Checkpoint(folder)
+    mark = checkpoint.span_fingerprint(range(3)) or ""
+    good = Welcome(
+        VERSION,
+        "fake",
+        "worker0",
+        checkpoint.config.fingerprint,
+        (SpanInfo(0, 2, mark),),
+        "cpu",
+        "float32",
+        99,
+        99,
+    )
+    answer = reply if isinstance(reply, bytes) else wire(replace(good, **reply))
+    monkeypatch.setattr(master, "Patience", lambda: replace(PATIENT, handshake=0.3 if not answer else 20))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            peer, _ = server.accept()
+            with peer:
+                peer.recv(4096)
+                peer.sendall(answer)
+                peer.recv(4096)  # until the master hangs up
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        path = topology_file(tmp_path, TOPOLOGY.format(port=server.getsockname()[1], layers="0-2"))
+        check_refusal(cli("--model", folder, "--topology", path), "worker 'worker0' at 127.0.0.1:", substance)
+        thread.join()
+
+
+@pytest.mark.parametrize("prompt", ["", "bad \udcff bytes"])
+def test_a_prompt_that_is_no_text_is_refused(cli, folder: Path, prompt: str) -> None:
+    check_refusal(cli("--model", folder, "--raw", "--prompt", prompt), "")
+
+
 def test_a_prompt_longer_than_the_context_names_both_numbers(cli, folder: Path) -> None:
-    make_tiny_llama(folder, vocab_size=49152)  # as many tokens as its tokenizer makes
     result = cli("--model", folder, "--raw", "--prompt", "1234567890", "--context", "8")
     assert result.exit_code == 2
     assert "the prompt has 10 tokens and the context holds 8" in result.stderr.splitlines()[-1]
@@ -187,7 +254,15 @@ def test_debug_shows_the_traceback(cli) -> None:
 
 
 @pytest.mark.parametrize(
-    "option", [["-n", "0"], ["--temperature", "-1"], ["--top-p", "0"], ["--dtype", "int8"], ["--bogus"]]
+    "option",
+    [
+        ["-n", "0"],
+        ["--temperature", "-1"],
+        ["--top-p", "0"],
+        ["--dtype", "int8"],
+        ["--top-p", "nan"],
+        ["--bogus"],
+    ],
 )
 def test_options_out_of_range_are_usage_errors(cli, option: list[str]) -> None:
     result = cli(*option)

@@ -1,9 +1,12 @@
 """`config.json` in its many forms becomes one `ModelConfig`, or is refused by name."""
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import cake
 from cake.errors import CheckpointError
 from cake.model.config import ModelConfig, RopeConfig, token_ids
 
@@ -200,3 +203,23 @@ def test_fingerprint_stays_with_what_does_not(changes: dict[str, Any]) -> None:
 
 def test_fingerprint_is_16_hex_digits() -> None:
     assert len(bytes.fromhex(config().fingerprint)) == 8
+
+
+def test_the_documentations_fingerprint() -> None:
+    text = (Path(cake.__file__).parent / "protocol" / "PROTOCOL.md").read_text(encoding="utf-8")
+    line = next(line.strip() for line in text.splitlines() if line.strip().startswith('{"attention_bias"'))
+    llama3_8b = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "num_hidden_layers": 32,
+        "vocab_size": 128256,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "max_position_embeddings": 8192,
+    }
+    fingerprint = ModelConfig.from_hf(llama3_8b).fingerprint
+    assert hashlib.blake2b(line.encode(), digest_size=8).hexdigest() == fingerprint
+    assert fingerprint in text

@@ -156,7 +156,7 @@ async def test_a_clean_end(first: list[Message]) -> None:
         peer.write_eof()
         for message in first:
             assert (await soon(worker.receive())).message == message
-        with pytest.raises(ConnectionLostError, match=f"{worker.peer_address} closed the connection"):
+        with pytest.raises(ConnectionLostError, match="the master closed the connection"):
             await soon(worker.receive())
 
 
@@ -173,7 +173,7 @@ async def test_sending_to_one_who_is_gone() -> None:
         worker.abort()
         with pytest.raises(ConnectionLostError):
             await soon(master.receive())
-        with pytest.raises(ConnectionLostError, match=master.peer_address):
+        with pytest.raises(ConnectionLostError, match=r"the worker (is gone|closed the connection)"):
             for _ in range(100):  # the first may still get into the socket
                 await soon(master.send(Forget((1,))))
 

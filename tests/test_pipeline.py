@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GREEDY, NoText, greedy_ids, pipeline_over, serving, transformers_ids
+from conftest import GREEDY, IMPATIENT, NoText, greedy_ids, pipeline_over, serving, transformers_ids
 
 from cake.errors import CakeError, NodeError, PromptTooLongError, SessionLostError
 from cake.generator import Generator
@@ -233,7 +233,7 @@ async def test_one_node_that_cannot_be_reached_releases_the_others(
     try:
         async with serving(tiny_model, "here", range(0, 3)) as node:
             with pytest.raises(NodeError, match=r"worker 'gone' at .* cannot be reached"):
-                async with pipeline_over(tiny_model, node, unreachable):
+                async with pipeline_over(tiny_model, node, unreachable, patience=IMPATIENT):
                     raise AssertionError("this pipeline has a hole")
             await soon(left.wait())
             async with pipeline_over(tiny_model, node) as pipeline:

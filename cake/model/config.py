@@ -99,7 +99,7 @@ def token_ids(value: object) -> tuple[int, ...]:
     """The forms of `eos_token_id`, none, a number or a list, as a tuple."""
     if isinstance(value, int):
         return (value,)
-    return tuple(value) if isinstance(value, list) else ()
+    return tuple(i for i in value if isinstance(i, int)) if isinstance(value, list) else ()
 
 
 class _Reader:
@@ -127,7 +127,8 @@ class _Reader:
 
 def _refuse_unsupported(raw: Mapping[str, Any], where: str) -> None:
     supported = ", ".join(SUPPORTED_ARCHITECTURES)
-    for name in raw.get("architectures") or ["an unnamed architecture"]:
+    names = raw.get("architectures") or ["an unnamed architecture"]
+    for name in names if isinstance(names, list) else [names]:
         if name not in SUPPORTED_ARCHITECTURES:
             raise CheckpointError(f"{where}: {name} is not supported; Cake runs {supported}")
     if raw.get("hidden_act", "silu") != "silu":
@@ -135,7 +136,8 @@ def _refuse_unsupported(raw: Mapping[str, Any], where: str) -> None:
             f"{where}: hidden_act {raw['hidden_act']!r} is not supported; Llama uses 'silu'"
         )
     if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
+        given = raw["quantization_config"]
+        method = given.get("quant_method", "unknown") if isinstance(given, Mapping) else given
         raise CheckpointError(
             f"{where}: weights quantized with {method!r} are not supported; "
             "take the model's float16 or bfloat16 version"

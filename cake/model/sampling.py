@@ -37,7 +37,9 @@ class Sampler:
         logits = self._penalized(logits, ids)
         if self._params.temperature == 0:
             return int(logits.argmax())
-        probabilities = self._filtered(logits / self._params.temperature).softmax(dim=-1)
+        # Without the largest, no temperature is too small to divide by.
+        scaled = (logits - logits.max()) / self._params.temperature
+        probabilities = self._filtered(scaled).softmax(dim=-1)
         return int(torch.multinomial(probabilities, 1, generator=self._random))
 
     def _penalized(self, logits: Tensor, ids: Sequence[int]) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cake.errors import CheckpointError
+from cake.errors import CakeError, CheckpointError
 
 Chat = Sequence[Mapping[str, str]]
 UNFINISHED = "\ufffd"
@@ -34,15 +34,25 @@ class Tokenizer:
         """Whether the model was trained to answer messages."""
         return bool(self._tokenizer.chat_template)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of plain text, with the start token where the model wants one."""
-        return list(self._tokenizer(text).input_ids)
+    def encode(self, text: str, start: bool = True) -> list[int]:
+        """Token ids of plain text; at its start with the start token, where the model wants one."""
+        _check_text(text)
+        return list(self._tokenizer(text, add_special_tokens=start).input_ids)
 
     def encode_chat(self, messages: Chat) -> list[int]:
         """Token ids of a chat, up to where the assistant's answer begins."""
-        ids = self._tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, return_dict=False
-        )
+        from jinja2 import TemplateError
+
+        for message in messages:
+            _check_text(message["content"])
+        try:
+            ids = self._tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, return_dict=False
+            )
+        except TemplateError as error:
+            raise CakeError(
+                f"the model's chat template refuses this: {error}; try --system-prompt '' or --raw"
+            ) from error
         return list(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -50,6 +60,14 @@ class Tokenizer:
         return str(
             self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         )
+
+
+def _check_text(text: str) -> None:
+    """Bytes that are no UTF-8 reach Python as lone surrogates, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise CakeError(f"the text is not valid UTF-8 (at character {error.start})") from error
 
 
 class Detokenizer:

@@ -14,6 +14,9 @@ from cake.errors import ProtocolError
 VERSION = 1
 ITEM_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
+# Another version may add fields to these: who it is must be understood before it is refused.
+GREETINGS = ("hello", "welcome")
+
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
@@ -169,7 +172,7 @@ def from_header(header: object, payload: Buffer) -> Message:
     if not isinstance(kind, str) or kind not in MESSAGES:
         raise ProtocolError(f"a message of unknown kind {_short(kind)}")
     readers = _READERS[kind]
-    if header.keys() != _NAMES[kind]:
+    if header.keys() != _NAMES[kind] and not (kind in GREETINGS and header.keys() > _NAMES[kind]):
         raise ProtocolError(f"a {kind} message has the fields {', '.join(readers)}")
     if payload and "hidden" not in readers:
         raise ProtocolError(f"a {kind} message has no payload")

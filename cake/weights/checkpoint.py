@@ -92,7 +92,9 @@ class Checkpoint:
     def find(self, name: str) -> tuple[SafetensorsFile, TensorEntry]:
         """The file and the entry of a tensor."""
         if name not in self._file_of:
-            raise CheckpointError(f"{self.folder} has no tensor {name}")
+            bundle = (self.folder / FINGERPRINTS).is_file()
+            hint = "; it is the bundle of another node or role" if bundle else ""
+            raise CheckpointError(f"{self.folder} has no tensor {name}{hint}")
         file_name = self._file_of[name]
         if not (self.folder / file_name).is_file():
             raise CheckpointError(f"{self.folder / file_name} is missing; it should hold {name}")
@@ -160,10 +162,16 @@ def _sample_starts(n_bytes: int) -> Iterator[int]:
     return (last * i // (SAMPLES - 1) for i in range(SAMPLES))
 
 
+def _is_bundle(folder: Path) -> bool:
+    return (folder / TOPOLOGY_FILE).is_file() and (folder / "model" / "config.json").is_file()
+
+
 def bundled_topology(model: str | None) -> Path | None:
     """The topology file in the bundle that `--model` names, if it names one."""
-    path = Path(model).expanduser() / TOPOLOGY_FILE if model else None
-    return path if path is not None and path.is_file() else None
+    folder = Path(model).expanduser() if model else None
+    if folder is None or not _is_bundle(folder):
+        return None
+    return folder / TOPOLOGY_FILE
 
 
 def open_checkpoint(model: str | None, wanted: Wanted) -> Checkpoint:
@@ -174,7 +182,7 @@ def open_checkpoint(model: str | None, wanted: Wanted) -> Checkpoint:
     if model is None:
         return Checkpoint(demo_model_folder(wanted))
     folder = Path(model).expanduser()
-    if (folder / "model" / "config.json").is_file() and not (folder / "config.json").exists():
+    if _is_bundle(folder):
         return Checkpoint(folder / "model")
     if is_hub_id(model) and not folder.exists():
         return Checkpoint(fetch_model(model, wanted))

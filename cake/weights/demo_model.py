@@ -91,7 +91,10 @@ def _convert_into(gguf_file: Path, folder: Path) -> None:
             "folder that can"
         ) from error
     try:
-        convert(gguf_file, scratch)
+        try:
+            convert(gguf_file, scratch)
+        except OSError as error:
+            raise CheckpointError(f"the demo model could not be written: {error}") from error
         try:
             scratch.rename(folder)
         except OSError:

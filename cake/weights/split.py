@@ -55,7 +55,7 @@ def split(model: str, topology_file: Path, output: Path) -> None:
         for bundle in bundles:
             print(output / f"{bundle.name}-node")
     except OSError as error:
-        raise CheckpointError(f"splitting into {output} failed: {error}") from error
+        raise CheckpointError(f"splitting into {output} failed: {error.strerror or error}") from error
 
 
 def plan(checkpoint: Checkpoint, topology: Topology) -> list[Bundle]:
@@ -102,9 +102,10 @@ def _write(checkpoint: Checkpoint, bundle: Bundle, fingerprints: str, output: Pa
         with (model / SINGLE).open("wb") as file:
             write_safetensors(file, found, bar)
         scratch.chmod(0o755)  # mkdtemp makes folders that only their owner may enter
-        if place.exists():
-            shutil.rmtree(place)
+        if place.exists():  # moved aside first, so that one of the two is always whole
+            place.rename(scratch.with_name(scratch.name + "-old"))
         scratch.rename(place)
+        shutil.rmtree(scratch.with_name(scratch.name + "-old"), ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
