@@ -48,8 +48,6 @@ def main() -> int:
             if code:
                 print(f"what the workers said:\n{logs.read_text()}", file=sys.stderr)
             return code
-        except KeyboardInterrupt:
-            return 130
         finally:
             for process in processes:
                 process.terminate()
@@ -94,4 +92,7 @@ def cores() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

