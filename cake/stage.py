@@ -20,7 +20,7 @@ from cake.model.cache import SessionCache
 from cake.model.config import ModelConfig
 from cake.model.linear import TensorSource
 from cake.model.llama import Block
-from cake.model.rope import RopeTable
+from cake.model.rope import rope_table
 from cake.protocol.messages import WireTensor
 from cake.protocol.tensors import NAMES, from_wire, to_wire
 
@@ -90,7 +90,7 @@ class LocalStage:
         self._layers: list[Block] = []
         self._caches: dict[Hashable, SessionCache] = {}
         device, dtype = self._placement.device, self._placement.dtype
-        self._rope = RopeTable(config.rope, config.head_dim, context, device, dtype)
+        self._rope = rope_table(config.rope, config.head_dim, context, device, dtype)
 
     @property
     def device(self) -> str:

@@ -4,6 +4,7 @@ Sources: Su et al., RoFormer (arXiv:2104.09864); The Llama 3 Herd of Models (arX
 scaling keeps high frequencies, divides low ones by `factor`, and blends in between.
 """
 
+import functools
 import math
 
 import torch
@@ -32,7 +33,7 @@ def _llama3(frequencies: Tensor, rope: RopeConfig) -> Tensor:
 
 
 class RopeTable:
-    """Cosines and sines of every position up to `context`, computed once per stage."""
+    """Cosines and sines of every position up to `context`."""
 
     def __init__(
         self,
@@ -51,6 +52,14 @@ class RopeTable:
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine, each `[n_tokens, 1, head_dim]`, for positions `[n_tokens]`."""
         return self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
+
+
+@functools.lru_cache(maxsize=2)
+def rope_table(
+    rope: RopeConfig, head_dim: int, context: int, device: torch.device, dtype: torch.dtype
+) -> RopeTable:
+    """The table for these sizes; all spans of a process share one."""
+    return RopeTable(rope, head_dim, context, device, dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
