@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -173,6 +174,11 @@ def cli() -> Callable[..., Result]:
     return run
 
 
+def _heed_ctrl_c() -> None:
+    """A shell's background job ignores Ctrl-C, and so would the processes of tests that run in one."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class CakeProcess:
     """A real `cake-cli` process."""
 
@@ -186,6 +192,7 @@ class CakeProcess:
             text=True,
             encoding="utf-8",
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            preexec_fn=None if sys.platform == "win32" else _heed_ctrl_c,
         )
         self.stderr = ""
 
