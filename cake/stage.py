@@ -90,7 +90,7 @@ class LocalStage:
         self._layers: list[Block] = []
         self._caches: dict[Hashable, SessionCache] = {}
         device, dtype = self._placement.device, self._placement.dtype
-        self._rope = rope_table(config.rope, config.head_dim, context, device, dtype)
+        self._rope = rope_table(config.rope, config.head_dim, device, dtype)
 
     @property
     def device(self) -> str:

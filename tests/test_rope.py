@@ -62,7 +62,7 @@ def test_llama3_keeps_high_divides_low_and_blends_between() -> None:
 def test_rotation_is_that_of_transformers() -> None:
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(3, 2, 16, generator=generator)
-    table = RopeTable(RopeConfig(10000.0), 16, 100, torch.device("cpu"), torch.float32)
+    table = RopeTable(RopeConfig(10000.0), 16, torch.device("cpu"), torch.float32)
     positions = torch.tensor([0, 7, 99])
     cos, sin = table.at(positions)
     assert cos.shape == sin.shape == (3, 1, 16)
@@ -73,3 +73,13 @@ def test_rotation_is_that_of_transformers() -> None:
     torch.testing.assert_close(ours, theirs[0], rtol=1e-5, atol=1e-6)
     assert torch.equal(ours[0], q[0])
     assert not torch.allclose(ours[1], q[1], atol=0.1)
+
+
+def test_a_table_that_grew_holds_what_a_long_one_does() -> None:
+    rope, device = RopeConfig(10000.0), torch.device("cpu")
+    grown, long = (RopeTable(rope, 16, device, torch.float32) for _ in range(2))
+    long.at(torch.tensor([5000]))
+    for last in (3, 300, 301, 5000):
+        positions = torch.arange(last + 1)
+        for part, expected in zip(grown.at(positions), long.at(positions), strict=True):
+            assert torch.equal(part, expected)

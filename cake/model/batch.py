@@ -60,7 +60,7 @@ class Step:
     ) -> "Step":
         """Positions, masks and caches; `caches` stand in the order of the segments."""
         positions = [torch.arange(s.position, s.position + s.length) for s in segments]
-        cos, sin = table.at(torch.cat(positions).to(hidden.device))
+        cos, sin = table.at(torch.cat(positions))
         views, start = [], 0
         for segment, cache in zip(segments, caches, strict=True):
             rows = slice(start, start + segment.length)

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from cake.model.config import RopeConfig
 
+FIRST_POSITIONS = 256
+
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
     """Radians per position of each pair of channels, `[head_dim / 2]`, float32."""
@@ -33,33 +35,36 @@ def _llama3(frequencies: Tensor, rope: RopeConfig) -> Tensor:
 
 
 class RopeTable:
-    """Cosines and sines of every position up to `context`."""
+    """Cosines and sines of every position that was asked for so far.
 
-    def __init__(
-        self,
-        rope: RopeConfig,
-        head_dim: int,
-        context: int,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        positions = torch.arange(context, dtype=torch.float32)
-        angles = torch.outer(positions, inverse_frequencies(rope, head_dim))
-        angles = torch.cat((angles, angles), dim=-1)  # [context, head_dim]
-        self._cos = angles.cos().to(device, dtype)
-        self._sin = angles.sin().to(device, dtype)
+    It doubles when it is short, as the sessions' caches do: a table for the whole context would be
+    more memory than a short session's cache.
+    """
+
+    def __init__(self, rope: RopeConfig, head_dim: int, device: torch.device, dtype: torch.dtype) -> None:
+        self._frequencies = inverse_frequencies(rope, head_dim)
+        self._device, self._dtype = device, dtype
+        self._fill(FIRST_POSITIONS)
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine, each `[n_tokens, 1, head_dim]`, for positions `[n_tokens]`."""
+        """Cosine and sine, each `[n_tokens, 1, head_dim]`, for positions `[n_tokens]` on the CPU."""
+        needed, capacity = int(positions.max()) + 1, len(self._cos)
+        if needed > capacity:
+            self._fill(max(needed, 2 * capacity))
+        positions = positions.to(self._device)
         return self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
+
+    def _fill(self, n_positions: int) -> None:
+        angles = torch.arange(n_positions)[:, None] * self._frequencies
+        angles = torch.cat((angles, angles), dim=-1)  # [n_positions, head_dim]
+        self._cos = angles.cos().to(self._device, self._dtype)
+        self._sin = angles.sin().to(self._device, self._dtype)
 
 
 @functools.lru_cache(maxsize=2)
-def rope_table(
-    rope: RopeConfig, head_dim: int, context: int, device: torch.device, dtype: torch.dtype
-) -> RopeTable:
+def rope_table(rope: RopeConfig, head_dim: int, device: torch.device, dtype: torch.dtype) -> RopeTable:
     """The table for these sizes; all spans of a process share one."""
-    return RopeTable(rope, head_dim, context, device, dtype)
+    return RopeTable(rope, head_dim, device, dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

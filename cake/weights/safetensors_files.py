@@ -24,7 +24,7 @@ from torch import Tensor
 
 from cake.errors import CheckpointError
 
-WINDOW_BYTES = 1 << 20  # small, so that what is freed leaves no holes in the heap; whole elements
+WINDOW_BYTES = 1 << 18  # small, so that what is freed leaves no holes in the heap; whole elements
 MAX_HEADER_BYTES = 100 << 20
 DTYPES = {
     "F64": torch.float64,
