@@ -1,6 +1,7 @@
 """The device that a process computes on: which one, in what numbers, and the thread that runs it."""
 
 import asyncio
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -9,11 +10,15 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
+from cake import kernels
 from cake.errors import CakeError
 from cake.model.linear import Placement
+from cake.options import ComputeOptions
 from cake.protocol.tensors import DTYPES
 
 DEFAULT_CONTEXT = 8192
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -47,6 +52,17 @@ def choose_dtype(name: str | None, checkpoint_dtype: str, device: torch.device) 
     if device.type != "cpu":
         return DTYPES.get(checkpoint_dtype, torch.float32)
     return torch.bfloat16 if _cpu_computes_bfloat16() else torch.float32
+
+
+def choose_placement(compute: ComputeOptions, checkpoint_dtype: str) -> Placement:
+    """Where and how this process computes, from the person's options and what is present."""
+    device = choose_device(compute.device)
+    if device.type == "cpu" and kernels.library() is None:
+        log.warning(
+            "Cake's own CPU kernels were not built (that takes a C compiler when Cake is installed); "
+            "torch's serve, which are slower"
+        )
+    return Placement(device, choose_dtype(compute.dtype, checkpoint_dtype, device), compute.quantize)
 
 
 def choose_context(chosen: int | None, of_model: int) -> int:

@@ -9,9 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cake.device import DeviceThread, choose_context, choose_device, choose_dtype
+from cake.device import DeviceThread, choose_context, choose_placement
 from cake.generator import Generator, check_prompt
-from cake.model.linear import Placement
 from cake.model.sampling import SamplingParams
 from cake.model.tokenizer import Tokenizer
 from cake.options import MasterOptions, SamplingOptions
@@ -89,10 +88,9 @@ class Master:
     async def open(self, patience: Patience) -> Generator:
         """Connect, load, and show the table."""
         compute, checkpoint = self.options.compute, self._checkpoint
-        device = choose_device(compute.device)
-        dtype = choose_dtype(compute.dtype, checkpoint.config.dtype, device)
+        placement = choose_placement(compute, checkpoint.config.dtype)
         context = choose_context(compute.context, checkpoint.config.context)
-        thread = DeviceThread(Placement(device, dtype), compute.threads)
+        thread = DeviceThread(placement, compute.threads)
         layout = self._topology.layout(checkpoint.config.n_blocks)
         n_local = sum(len(span) for node, span in layout if node is None)
         with tqdm(total=n_local, desc="loading", unit="block", delay=2, leave=False) as bar:

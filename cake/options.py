@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -10,6 +11,7 @@ class ComputeOptions:
 
     model: str | None
     dtype: str | None
+    quantize: Literal["none", "int8", "int4"]
     device: str | None
     threads: int | None
     context: int | None

@@ -13,7 +13,7 @@ from torch import Tensor
 from cake.device import DeviceThread
 from cake.model.batch import Batch, Segment
 from cake.model.config import ModelConfig
-from cake.model.llama import Embedding, Head
+from cake.model.llama import Embedding, Head, load_ends
 from cake.protocol.handshake import MAX_BATCH_TOKENS, Expectation
 from cake.remote import Patience, RemoteStage, RemoteWorker, connect_worker
 from cake.stage import LocalStage, Stage
@@ -100,8 +100,7 @@ async def open_pipeline(
             local = LocalStage(MASTER, span, config, context, thread)
             await thread.run(local.load, checkpoint, on_block)
             stages.append(local)
-        embedding = await thread.run(Embedding, checkpoint, config, thread.placement)
-        head = await thread.run(Head, checkpoint, config, thread.placement, embedding)
+        embedding, head = await thread.run(load_ends, checkpoint, config, thread.placement)
     except BaseException:
         await asyncio.gather(*(worker.close() for worker in workers.values()))
         raise

@@ -127,6 +127,7 @@ class RemoteStage:
     def __init__(self, worker: RemoteWorker, blocks: range) -> None:
         self.node, self.blocks = worker.node.name, blocks
         self.device, self.dtype = worker.welcome.device, worker.welcome.dtype
+        self.weights = worker.welcome.weights
         self.stats = StageStats()
         self._worker = worker
 

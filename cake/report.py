@@ -58,6 +58,7 @@ def _stage_json(stage: Stage) -> dict[str, Any]:
         "last_block": stage.blocks[-1],
         "device": stage.device,
         "dtype": stage.dtype,
+        "weights": stage.weights,
         "messages": stage.stats.messages,
         "bytes_sent": stage.stats.bytes_sent,
         "bytes_received": stage.stats.bytes_received,
@@ -96,11 +97,12 @@ def topology_table(name: str, topology: Topology, pipeline: Pipeline) -> str:
     """Who runs what, a row for each stage in the order in which a token passes them."""
     config = pipeline.config
     title = f"{name}: {config.n_blocks} blocks, hidden size {config.hidden_size}"
-    rows = [["node", "blocks", "device", "dtype", "address", "description"]]
-    rows.append([MASTER, "embedding", "", "", "", ""])
+    rows = [["node", "blocks", "device", "dtype", "weights", "address", "description"]]
+    rows.append([MASTER, "embedding", "", "", "", "", ""])
     for stage in pipeline.stages:
         node = topology.nodes.get(stage.node)
         where = [node.address, node.description] if node else ["", ""]
-        rows.append([stage.node, describe_spans([stage.blocks]), stage.device, stage.dtype, *where])
-    rows.append([MASTER, "norm, head", "", "", "", ""])
+        numbers = [stage.device, stage.dtype, stage.weights]
+        rows.append([stage.node, describe_spans([stage.blocks]), *numbers, *where])
+    rows.append([MASTER, "norm, head", "", "", "", "", ""])
     return "\n".join([title, *("  " + line for line in columns(rows))])

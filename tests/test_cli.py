@@ -201,6 +201,7 @@ def test_a_worker_that_will_not_do_is_explained(
         (SpanInfo(0, 2, mark),),
         "cpu",
         "float32",
+        "float32",
         99,
         99,
     )

@@ -27,6 +27,7 @@ WELCOME = Welcome(
     device="cpu",
     dtype="float32",
     context=512,
+    weights="int8",
     max_batch_tokens=2048,
 )
 ADDRESS = "192.168.1.20:10128"

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 
 from cake.device import DeviceThread
 from cake.model.batch import Batch, Segment, causal_mask
-from cake.model.llama import Embedding, Head
+from cake.model.llama import Embedding, Head, load_ends
 from cake.stage import LocalStage
 from cake.weights.checkpoint import Checkpoint
 
@@ -50,8 +50,7 @@ class Model:
     async def load(cls, folder: Path, thread: DeviceThread) -> "Model":
         checkpoint = Checkpoint(folder)
         config = checkpoint.config
-        embedding = await thread.run(Embedding, checkpoint, config, thread.placement)
-        head = await thread.run(Head, checkpoint, config, thread.placement, embedding)
+        embedding, head = await thread.run(load_ends, checkpoint, config, thread.placement)
         return cls(embedding, head, await loaded_stage(checkpoint, range(config.n_blocks), thread))
 
     async def logits(self, ids: Sequence[int], *segments: Segment) -> Tensor:

@@ -33,6 +33,7 @@ WELCOME = Welcome(
     device="cuda:0",
     dtype="bfloat16",
     context=8192,
+    weights="int8",
     max_batch_tokens=2048,
 )
 EXAMPLES: list[Message] = [
@@ -59,6 +60,7 @@ HEADERS = {
         "spans": [[0, 5, "aa"]],
         "device": "cpu",
         "dtype": "float32",
+        "weights": "int8",
         "context": 512,
         "max_batch_tokens": 64,
     },

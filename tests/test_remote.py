@@ -35,7 +35,9 @@ from cake.topology import Node
 
 SPAN = range(0, 3)
 EXPECTED = Expectation("porch", "m", 4, (SPAN,), ("aa",))
-WELCOME = Welcome(1, "cake/9.9", "porch", "m", (SpanInfo(0, 2, "aa"),), "cuda:0", "float16", 512, 2048)
+WELCOME = Welcome(
+    1, "cake/9.9", "porch", "m", (SpanInfo(0, 2, "aa"),), "cuda:0", "float16", "int4", 512, 2048
+)
 BRIEF = Patience(total=0.3, first_pause=0.01, handshake=2.0)
 
 

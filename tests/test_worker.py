@@ -141,7 +141,7 @@ BEFORE_HELLO = {
     "other node": (wire(replace(HELLO, node="attic")), "this worker is 'porch', not 'attic'"),
     "hello and forward at once": (wire(HELLO, forward()), "a forward message from the master is out of"),
 }
-WELCOME = Welcome(1, "test", "porch", "m", (), "cpu", "float32", 512, 2048)
+WELCOME = Welcome(1, "test", "porch", "m", (), "cpu", "float32", "float32", 512, 2048)
 AFTER_HELLO = {
     "wrong magic": (b"GET / HTTP/1.1\r\n\r\n", "wrong magic"),
     "header over the limit": (prefix(65537, 0), "a header of 65537 bytes is over the limit 65536"),

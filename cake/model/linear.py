@@ -1,31 +1,45 @@
-"""Linear layers, and the door through which weights enter the mathematics.
+"""Linear layers, the kernel of each, and the door through which weights enter the mathematics.
 
 Several projections that read the same input (q, k and v; gate and up) become one matrix whose rows
-stand below one another: one multiplication instead of three.
+stand below one another: one multiplication instead of three. Which kernel multiplies is chosen once,
+when a matrix is made: `new_matrix` is the table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cake import kernels
+from cake.kernels.matrix import NativeMatrix
+
+Quantization = Literal["none", "int8", "int4"]
+BITS = {"int8": 8, "int4": 4}
+
 
 class TensorSource(Protocol):
     """Where weights come from; a checkpoint is one."""
 
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The dtype in which the tensor called `name` is stored."""
+
     def read_into(self, name: str, destination: Tensor) -> None:
         """Fill `destination` with the tensor called `name`, converted to its dtype and device."""
+
+    def windows(self, name: str, rows: int, columns: int) -> Iterator[Tensor]:
+        """The matrix called `name` as stored, some rows at a time; a window's memory is soon used again."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a stage's tensors live, and in what numbers they are computed."""
+    """Where a stage's tensors live, in what numbers they are computed, and how weights are kept."""
 
     device: torch.device
     dtype: torch.dtype
+    quantize: Quantization = "none"
 
     def read(self, source: TensorSource, name: str, *shape: int) -> Tensor:
         """A new tensor of this placement with the values of `name`."""
@@ -34,16 +48,38 @@ class Placement:
         return tensor
 
 
-class Linear:
-    """`y = x Wᵀ + b` with a weight of `[rows, columns]`."""
+class Matrix(Protocol):
+    """A weight `[rows, columns]` in whatever form its kernel wants."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.weight = weight
-        self.bias = bias
+    @property
+    def numbers(self) -> str:
+        """What its weights are kept as: a dtype's name, `int8` or `int4`."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it occupies."""
+
+    @property
+    def weight(self) -> Tensor | None:
+        """`[rows, columns]`, where it is kept as plain numbers."""
+
+    def fill(self, source: TensorSource, name: str, first_row: int, rows: int) -> None:
+        """Take over the tensor called `name` `[rows, columns]` as rows from `first_row` on."""
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """`x Wᵀ`, from `[n_tokens, columns]` to `[n_tokens, rows]`, in the dtype of `x`."""
+
+
+class Linear:
+    """`y = x Wᵀ + b`."""
+
+    def __init__(self, matrix: Matrix, bias: Tensor | None = None) -> None:
+        self.matrix, self.bias = matrix, bias
 
     def __call__(self, x: Tensor) -> Tensor:
         """From `[n_tokens, columns]` to `[n_tokens, rows]`."""
-        return F.linear(x, self.weight, self.bias)
+        y = self.matrix.multiply(x)
+        return y if self.bias is None else y.add_(self.bias)
 
     @classmethod
     def load(
@@ -56,12 +92,137 @@ class Linear:
     ) -> "Linear":
         """Read the named parts, each `(name, rows)`, below one another into one layer."""
         rows = sum(n for _, n in parts)
-        weight = torch.empty((rows, columns), device=placement.device, dtype=placement.dtype)
+        matrix = new_matrix(rows, columns, placement, source.dtype_of(f"{parts[0][0]}.weight"))
         offsets = torch.empty(rows, device=placement.device, dtype=placement.dtype) if bias else None
         start = 0
         for name, n in parts:
-            source.read_into(f"{name}.weight", weight[start : start + n])
+            matrix.fill(source, f"{name}.weight", start, n)
             if offsets is not None:
                 source.read_into(f"{name}.bias", offsets[start : start + n])
             start += n
-        return cls(weight, offsets)
+        return cls(matrix, offsets)
+
+
+def new_matrix(rows: int, columns: int, placement: Placement, stored: torch.dtype) -> Matrix:
+    """An empty matrix in the form that is fastest here; `stored` is the checkpoint's dtype.
+
+    The table of kernels. What each costs is measured by scripts/bench.py.
+    """
+    native = placement.device.type == "cpu" and kernels.library() is not None
+    if placement.quantize != "none":
+        bits = BITS[placement.quantize]
+        if native:
+            return QuantizedMatrix(rows, columns, bits)
+        from cake.model.portable import portable_matrix  # which needs this module
+
+        return portable_matrix(rows, columns, bits, placement)
+    if native and placement.dtype == torch.float32 and stored == torch.bfloat16:
+        return BfloatMatrix(rows, columns)
+    return DenseMatrix(rows, columns, placement)
+
+
+class DenseMatrix:
+    """A plain tensor, multiplied by torch."""
+
+    def __init__(self, rows: int, columns: int, placement: Placement) -> None:
+        self._weight = torch.empty((rows, columns), device=placement.device, dtype=placement.dtype)
+
+    @property
+    def numbers(self) -> str:
+        """What its weights are kept as."""
+        return str(self._weight.dtype).removeprefix("torch.")
+
+    @property
+    def weight(self) -> Tensor:
+        """`[rows, columns]`."""
+        return self._weight
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it occupies."""
+        return self.weight.nbytes
+
+    def fill(self, source: TensorSource, name: str, first_row: int, rows: int) -> None:
+        """Read straight into place."""
+        source.read_into(name, self.weight[first_row : first_row + rows])
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """`x Wᵀ`."""
+        return F.linear(x, self.weight)
+
+
+class BfloatMatrix:
+    """bfloat16 as it was stored, multiplied in float32: the same numbers in half the memory.
+
+    A few rows go through Cake's own kernel, which reads each weight once; a prompt's many through
+    torch's float32 one, in parts that stay in the processor's cache once they are widened.
+    """
+
+    FEW = 8
+    PART_BYTES = 8 << 20
+
+    def __init__(self, rows: int, columns: int) -> None:
+        self._native = NativeMatrix(rows, columns, 16)
+        self._part = max(1, self.PART_BYTES // (4 * columns))
+
+    @property
+    def numbers(self) -> str:
+        """What its weights are kept as."""
+        return "bfloat16"
+
+    @property
+    def weight(self) -> Tensor:
+        """`[rows, columns]`, bfloat16."""
+        return self._native.bfloat16
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it occupies."""
+        return self._native.nbytes
+
+    def fill(self, source: TensorSource, name: str, first_row: int, rows: int) -> None:
+        """Read straight into place."""
+        source.read_into(name, self.weight[first_row : first_row + rows])
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """`x Wᵀ`."""
+        if x.shape[0] <= self.FEW:
+            return self._native.multiply(x.contiguous())
+        y = x.new_empty((x.shape[0], self._native.rows))
+        for wide, part in zip(
+            torch.split(y, self._part, 1), torch.split(self.weight, self._part), strict=True
+        ):
+            torch.mm(x, part.float().t(), out=wide)
+        return y
+
+
+class QuantizedMatrix:
+    """int8 or int4 in Cake's own CPU kernel; activations are rounded to int8 in groups of 32."""
+
+    def __init__(self, rows: int, columns: int, bits: int) -> None:
+        self._native = NativeMatrix(rows, columns, bits)
+
+    @property
+    def numbers(self) -> str:
+        """What its weights are kept as."""
+        return f"int{self._native.bits}"
+
+    @property
+    def weight(self) -> None:
+        """Not kept as plain numbers."""
+        return None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it occupies."""
+        return self._native.nbytes
+
+    def fill(self, source: TensorSource, name: str, first_row: int, rows: int) -> None:
+        """Quantize while reading."""
+        for window in source.windows(name, rows, self._native.columns):
+            self._native.quantize(first_row, window)
+            first_row += window.shape[0]
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """`x Wᵀ`."""
+        return self._native.multiply(x.float().contiguous()).to(x.dtype)

@@ -5,6 +5,8 @@ Every function takes a flat batch `[n_tokens, ...]`, in which segments say whose
 The names of the tensors are those of Hugging Face's `LlamaForCausalLM`.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,6 +29,11 @@ class Block:
         norm = f"{prefix}.post_attention_layernorm.weight"
         self._mlp_norm = RMSNorm(placement.read(source, norm, hidden), config.norm_eps)
         self._mlp = MLP(source, config, f"{prefix}.mlp", placement)
+
+    @property
+    def weights(self) -> str:
+        """How the matrices are kept: a dtype's name, `int8` or `int4`."""
+        return self._mlp.weights
 
     def __call__(self, x: Tensor, index: int, step: Step) -> Tensor:
         """`x` `[n_tokens, hidden_size]`; `index` is the block's place in its stage's caches."""
@@ -90,6 +97,7 @@ class MLP:
         self._gate_up = Linear.load(source, gate_up, hidden, placement, bias)
         down = [(f"{prefix}.down_proj", hidden)]
         self._down = Linear.load(source, down, inner, placement, bias)
+        self.weights = self._down.matrix.numbers
 
     def __call__(self, x: Tensor) -> Tensor:
         gate, up = self._gate_up(x).chunk(2, dim=-1)
@@ -109,33 +117,36 @@ class RMSNorm:
 class Embedding:
     """Token ids to hidden states."""
 
-    def __init__(self, source: TensorSource, config: ModelConfig, placement: Placement) -> None:
-        name, shape = "model.embed_tokens.weight", (config.vocab_size, config.hidden_size)
-        self.weight = placement.read(source, name, *shape)
+    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
+        self._weight, self._dtype = weight, dtype
 
     def __call__(self, ids: Tensor) -> Tensor:
         """From `[n_tokens]` to `[n_tokens, hidden_size]`."""
-        return F.embedding(ids, self.weight)
+        return F.embedding(ids, self._weight).to(self._dtype)
 
 
 class Head:
-    """The final norm and the projection to logits; shares the embedding's matrix where tied."""
+    """The final norm and the projection to logits."""
 
-    def __init__(
-        self,
-        source: TensorSource,
-        config: ModelConfig,
-        placement: Placement,
-        embedding: Embedding,
-    ) -> None:
-        norm = placement.read(source, "model.norm.weight", config.hidden_size)
-        self._norm = RMSNorm(norm, config.norm_eps)
-        if config.tied_head:
-            self._output = Linear(embedding.weight)
-        else:
-            output = [("lm_head", config.vocab_size)]
-            self._output = Linear.load(source, output, config.hidden_size, placement)
+    def __init__(self, norm: RMSNorm, output: Linear) -> None:
+        self._norm, self._output = norm, output
 
     def __call__(self, x: Tensor) -> Tensor:
         """From `[n_tokens, hidden_size]` to logits `[n_tokens, vocab_size]`, float32."""
         return self._output(self._norm(x)).float()
+
+
+def load_ends(source: TensorSource, config: ModelConfig, placement: Placement) -> tuple[Embedding, Head]:
+    """What stands before the first block and after the last; one matrix for both where they are tied.
+
+    A quantized head shares nothing: the embedding, of which only rows are looked up, stays as stored.
+    """
+    norm = RMSNorm(placement.read(source, "model.norm.weight", config.hidden_size), config.norm_eps)
+    name = "model.embed_tokens" if config.tied_head else "lm_head"
+    output = Linear.load(source, [(name, config.vocab_size)], config.hidden_size, placement)
+    weight = output.matrix.weight if config.tied_head else None
+    if weight is None:
+        name = "model.embed_tokens.weight"
+        stored = replace(placement, dtype=source.dtype_of(name))
+        weight = stored.read(source, name, config.vocab_size, config.hidden_size)
+    return Embedding(weight, placement.dtype), Head(norm, output)

@@ -75,7 +75,8 @@ class Hello(Message):
 class Welcome(Message):
     """Worker to master: what I serve.
 
-    `model` is the config's fingerprint; `context` and `max_batch_tokens` are counts of tokens.
+    `model` is the config's fingerprint, `weights` how they are kept (for people to read);
+    `context` and `max_batch_tokens` are counts of tokens.
     """
 
     kind: ClassVar[str] = "welcome"
@@ -86,6 +87,7 @@ class Welcome(Message):
     spans: tuple[SpanInfo, ...]
     device: str
     dtype: str
+    weights: str
     context: int
     max_batch_tokens: int
 

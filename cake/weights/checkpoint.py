@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cake.errors import CheckpointError
@@ -108,16 +109,32 @@ class Checkpoint:
 
         Raises `CheckpointError` when the tensor is missing or not of that shape.
         """
+        self._checked(name, *destination.shape).read_into(name, destination)
+
+    def windows(self, name: str, rows: int, columns: int) -> Iterator[Tensor]:
+        """The matrix `name` as stored, some rows at a time; a piece's memory is soon used again.
+
+        Raises `CheckpointError` as `read_into` does.
+        """
+        return self._checked(name, rows, columns).rows(name)
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The dtype in which a tensor is stored. Raises `CheckpointError` when Cake cannot read it."""
         file, entry = self.find(name)
-        if entry.shape != tuple(destination.shape):
-            raise CheckpointError(
-                f"{file.path}: {name} has shape {list(entry.shape)}, but config.json asks for "
-                f"{list(destination.shape)}"
-            )
         if entry.dtype not in DTYPES:
             known = ", ".join(DTYPES)
             raise CheckpointError(f"{file.path}: {name} is {entry.dtype}; Cake reads {known}")
-        file.read_into(name, destination)
+        return DTYPES[entry.dtype]
+
+    def _checked(self, name: str, *shape: int) -> SafetensorsFile:
+        """The file of a tensor, if it can be read and has that shape."""
+        self.dtype_of(name)
+        file, entry = self.find(name)
+        if entry.shape != shape:
+            raise CheckpointError(
+                f"{file.path}: {name} has shape {list(entry.shape)}, but config.json asks for {list(shape)}"
+            )
+        return file
 
     def span_fingerprint(self, span: range) -> str | None:
         """16 hex digits for the weights of a span; none if some of its blocks are not known here."""

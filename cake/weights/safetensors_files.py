@@ -14,6 +14,7 @@ import json
 import math
 import struct
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch import Tensor
 from cake.errors import CheckpointError
 
 WINDOW_BYTES = 1 << 18  # small, so that what is freed leaves no holes in the heap; whole elements
+ROWS_BYTES = 4 << 20
 MAX_HEADER_BYTES = 100 << 20
 DTYPES = {
     "F64": torch.float64,
@@ -64,6 +66,29 @@ class SafetensorsFile:
             for part in torch.split(flat, window.numel()):
                 self._fill(file, window[: part.numel()])
                 part.copy_(window[: part.numel()])
+
+    def rows(self, name: str) -> Iterator[Tensor]:
+        """The matrix `name` as stored, some rows at a time, the next ones read meanwhile.
+
+        A piece is a multiple of 16 rows, but at the end; its memory is used again for the next but one.
+        """
+        entry = self.entries[name]
+        n_rows, n_columns = entry.shape
+        dtype = DTYPES[entry.dtype]
+        at_once = max(1, ROWS_BYTES // max(1, 16 * n_columns * dtype.itemsize)) * 16
+        buffers = [torch.empty((min(at_once, n_rows), n_columns), dtype=dtype) for _ in range(2)]
+        pieces = [
+            (buffers[i % 2][: min(at_once, n_rows - first)], first)
+            for i, first in enumerate(range(0, n_rows, at_once))
+        ]
+        with self.path.open("rb", buffering=0) as file, ThreadPoolExecutor(1, "reader") as reader:
+            file.seek(entry.start)
+            reading = reader.submit(self._fill, file, pieces[0][0])
+            for i, (piece, _) in enumerate(pieces):
+                reading.result()
+                if i + 1 < len(pieces):
+                    reading = reader.submit(self._fill, file, pieces[i + 1][0])
+                yield piece
 
     def windows(self, entry: TensorEntry) -> Iterator[memoryview]:
         """The tensor's bytes in pieces of at most `WINDOW_BYTES`; each is gone with the next."""

@@ -1,0 +1,61 @@
+"""Cake's own CPU kernels: finding the compiled library, and the instruction set it computes with.
+
+The library is built at installation where there is a C compiler (`setup.py`). Where there is none,
+`library()` is none and torch's kernels serve. Knows nothing of models.
+"""
+
+import ctypes
+import functools
+from pathlib import Path
+
+import torch
+
+POINTER, SIZE = ctypes.c_void_p, ctypes.c_int64
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, set to the best instruction set; none where they cannot serve."""
+    files = [path for path in Path(__file__).parent.glob("_matrix*") if path.suffix in (".so", ".pyd")]
+    if not files:
+        return None
+    try:
+        kernels = ctypes.CDLL(str(files[0]))
+    except OSError:  # built for another machine
+        return None
+    kernels.cake_set_name.restype = ctypes.c_char_p
+    kernels.cake_multiply.argtypes = [POINTER, POINTER, SIZE, SIZE, POINTER, SIZE]
+    kernels.cake_quantize.argtypes = [POINTER, POINTER, ctypes.c_int, SIZE, SIZE, SIZE, SIZE]
+    kernels.cake_set_parallel(_entry_of_torchs_openmp())
+    best = kernels.cake_set_name(0)
+    if best is None:
+        return None
+    kernels.cake_use(best)
+    return kernels
+
+
+def instruction_sets() -> list[str]:
+    """The instruction sets that this CPU and the kernels have in common, best first."""
+    kernels = library()
+    if kernels is None:
+        return []
+    names: list[str] = []
+    while name := kernels.cake_set_name(len(names)):
+        names.append(name.decode())
+    return names
+
+
+def _entry_of_torchs_openmp() -> ctypes.c_void_p:
+    """`GOMP_parallel` of the OpenMP that torch loaded; null where it has none of that name.
+
+    Both of its common runtimes, GNU's and LLVM's, have that entry. Threads of a second runtime would
+    spin against torch's for the same cores.
+    """
+    folder = Path(torch.__file__).parent / "lib"
+    candidates = [str(path) for path in [*folder.glob("libgomp*"), *folder.glob("lib*omp*.dylib")]]
+    for name in (*candidates, None):
+        try:
+            return ctypes.cast(ctypes.CDLL(name).GOMP_parallel, ctypes.c_void_p)
+        except (OSError, AttributeError, TypeError):
+            continue
+    return ctypes.c_void_p(None)

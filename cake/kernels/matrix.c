@@ -1,0 +1,543 @@
+/* Products with compressed matrices on a CPU: y = x Wt, with W in four, eight or sixteen bits.
+
+   bfloat16 is kept as it is, row after row, and multiplied in float32.
+
+   A quantized matrix is cut into tiles of 16 rows and groups of 32 columns. A tile's group lies
+   together in memory, four columns of all 16 rows after four columns of all 16 rows, so that one
+   instruction that adds four products of bytes serves as many rows as a vector has lanes. In int4 a
+   byte holds column c in its low half and column c + 16 in its high half.
+
+     int8:  value = row_scale * scale * q                 q -127..127, scale 0..255
+     int4:  value = row_scale * scale * (q - zero / 16)   q 0..15, scale 0..255, zero 0..240
+
+   Activations are rounded to int8 with one scale per token and group of 32, so that one outlier
+   spoils only its own group. Knows nothing of Python; kernels/__init__.py calls it through ctypes. */
+
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#ifdef __linux__
+#include <sys/auxv.h>
+#endif
+#endif
+
+#ifdef _WIN32
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
+enum { TILE_ROWS = 16, GROUP = 32, MOST_TOKENS = 4 };
+
+struct matrix {
+    uint8_t *weights;      /* bits 4, 8: [tiles, groups, ...] as above; 16: [tiles * 16, columns] */
+    uint8_t *scales;       /* [tiles, groups, 16 scales, and in int4 16 zeros] */
+    float *row_scales;     /* [tiles * 16] */
+    int64_t rows, columns; /* columns: where bits is 4 or 8, a multiple of 32 */
+    int64_t bits;
+};
+
+struct group {
+    float scale, sum; /* sum: of the int8 values, divided by 16 as zeros are */
+};
+
+struct activations {
+    int8_t *values;       /* [tokens, columns] */
+    struct group *groups; /* [tokens, groups] */
+    float *floats;        /* [tokens, columns], for a bfloat16 matrix instead of the two above */
+};
+
+/* What one instruction set knows how to do; see tile.h. */
+struct instruction_set {
+    void (*tiles)(const struct matrix *, int64_t tile, const struct activations *, int64_t token, int tokens,
+                  float *out);
+    void (*dense)(const struct matrix *, int64_t tile, const struct activations *, int64_t token, int tokens,
+                  float *out);
+    void (*split_pairs)(const float *x, float *split, int64_t columns);
+    void (*round_activations)(const float *x, int8_t *values, struct group *groups, int64_t n_groups);
+    void (*quantize_row)(const struct matrix *, int64_t row, const float *x);
+};
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* Plain C that every instruction set compiles for itself. */
+
+INLINE float from_bfloat(uint16_t x)
+{
+    uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+/* To the nearest whole number, for |x| < 2^22; vectorizes, as rintf does not everywhere. */
+INLINE float nearest(float x)
+{
+    const float magic = 12582912.0f; /* 1.5 * 2^23 */
+    return (x + magic) - magic;
+}
+
+INLINE float largest(const float *x)
+{
+    uint32_t bits[GROUP], most = 0;
+    memcpy(bits, x, sizeof bits);
+    for (int i = 0; i < GROUP; i++) {
+        uint32_t magnitude = bits[i] & 0x7fffffff; /* orders as the numbers do */
+        most = magnitude > most ? magnitude : most;
+    }
+    float value;
+    memcpy(&value, &most, 4);
+    return value;
+}
+
+INLINE struct group round_group(const float *x, int8_t *values)
+{
+    float most = largest(x), inverse = most > 0 ? 127.0f / most : 0.0f;
+    int32_t sum = 0;
+    for (int i = 0; i < GROUP; i++) {
+        int32_t q = (int32_t)nearest(x[i] * inverse);
+        values[i] = (int8_t)q;
+        sum += q;
+    }
+    return (struct group){most / 127.0f, (float)sum / 16.0f};
+}
+
+/* Where column `c` (0..31) of row `r` (0..15) lies in a tile's group, in bytes. */
+INLINE int place(int r, int c) { return c / 4 * 4 * TILE_ROWS + r * 4 + c % 4; }
+
+INLINE int32_t clamp(int32_t x, int32_t low, int32_t high) { return x < low ? low : x > high ? high : x; }
+
+/* The smallest multiple, 0..255, of `unit` that is not (noticeably) smaller than `scale`. */
+INLINE int32_t multiple(float scale, float unit)
+{
+    return unit > 0 ? clamp((int32_t)(scale / unit + 0.999f), 0, 255) : 0;
+}
+
+INLINE void quantize_row8(const struct matrix *m, int64_t row, const float *x)
+{
+    const int64_t n_groups = m->columns / GROUP, first = row / TILE_ROWS * n_groups;
+    const int r = (int)(row % TILE_ROWS);
+    float most = 0;
+    for (int64_t g = 0; g < n_groups; g++) {
+        float here = largest(x + g * GROUP);
+        most = here > most ? here : most;
+    }
+    const float row_scale = m->row_scales[row] = most / (127.0f * 255.0f);
+    for (int64_t g = 0; g < n_groups; g++, x += GROUP) {
+        const int32_t scale = multiple(largest(x) / 127.0f, row_scale);
+        const float inverse = scale ? 1.0f / ((float)scale * row_scale) : 0.0f;
+        int8_t q[GROUP];
+        for (int c = 0; c < GROUP; c++)
+            q[c] = (int8_t)clamp((int32_t)nearest(x[c] * inverse), -127, 127);
+        uint8_t *w = m->weights + (first + g) * TILE_ROWS * GROUP;
+        for (int c = 0; c < GROUP; c += 4)
+            memcpy(w + place(r, c), q + c, 4);
+        m->scales[(first + g) * TILE_ROWS + r] = (uint8_t)scale;
+    }
+}
+
+struct range {
+    float low, high;
+};
+
+/* Zero is always within: it must stay representable. */
+INLINE struct range range_of(const float *x)
+{
+    float low[8] = {0}, high[8] = {0};
+    for (int i = 0; i < GROUP; i += 8)
+        for (int k = 0; k < 8; k++) {
+            low[k] = x[i + k] < low[k] ? x[i + k] : low[k];
+            high[k] = x[i + k] > high[k] ? x[i + k] : high[k];
+        }
+    struct range range = {low[0], high[0]};
+    for (int k = 1; k < 8; k++) {
+        range.low = low[k] < range.low ? low[k] : range.low;
+        range.high = high[k] > range.high ? high[k] : range.high;
+    }
+    return range;
+}
+
+INLINE void quantize_row4(const struct matrix *m, int64_t row, const float *x)
+{
+    const int64_t n_groups = m->columns / GROUP, first = row / TILE_ROWS * n_groups;
+    const int r = (int)(row % TILE_ROWS);
+    float most = 0;
+    for (int64_t g = 0; g < n_groups; g++) {
+        const struct range range = range_of(x + g * GROUP);
+        most = range.high - range.low > most ? range.high - range.low : most;
+    }
+    const float row_scale = m->row_scales[row] = most / (15.0f * 255.0f);
+    for (int64_t g = 0; g < n_groups; g++, x += GROUP) {
+        const struct range range = range_of(x);
+        const int32_t scale = multiple((range.high - range.low) / 15.0f, row_scale);
+        const float inverse = scale ? 1.0f / ((float)scale * row_scale) : 0.0f;
+        const float zero = nearest(-16.0f * range.low * inverse);
+        uint8_t q[GROUP], both[GROUP / 2];
+        for (int c = 0; c < GROUP; c++)
+            q[c] = (uint8_t)clamp((int32_t)nearest(x[c] * inverse + zero / 16.0f), 0, 15);
+        for (int c = 0; c < GROUP / 2; c++)
+            both[c] = (uint8_t)(q[c] | q[c + GROUP / 2] << 4);
+        uint8_t *w = m->weights + (first + g) * TILE_ROWS * GROUP / 2;
+        for (int c = 0; c < GROUP / 2; c += 4)
+            memcpy(w + place(r, c), both + c, 4);
+        uint8_t *scales = m->scales + (first + g) * 2 * TILE_ROWS;
+        scales[r] = (uint8_t)scale;
+        scales[TILE_ROWS + r] = (uint8_t)clamp((int32_t)zero, 0, 240);
+    }
+}
+
+INLINE void quantize_row(const struct matrix *m, int64_t row, const float *x)
+{
+    if (m->bits == 4)
+        quantize_row4(m, row, x);
+    else
+        quantize_row8(m, row, x);
+}
+
+/* The instruction sets. */
+
+#if defined(__x86_64__)
+
+static inline __attribute__((always_inline)) int32_t four_bytes(const void *p)
+{
+    int32_t value;
+    memcpy(&value, p, 4);
+    return value;
+}
+
+#define TARGET __attribute__((target("avx2,fma")))
+#define NAME(x) avx2_##x
+#define LANES 8
+#define INT __m256i
+#define FLOAT __m256
+#define INT_ZERO _mm256_setzero_si256
+#define FLOAT_ZERO _mm256_setzero_ps
+#define FLOAT_SET _mm256_set1_ps
+#define LOAD(p) _mm256_loadu_si256((const __m256i *)(p))
+#define LOAD_FLOATS _mm256_loadu_ps
+#define STORE _mm256_storeu_ps
+#define LOW_BFLOATS(v) _mm256_castsi256_ps(_mm256_slli_epi32(v, 16))
+#define HIGH_BFLOATS(v) _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32((int32_t)0xffff0000)))
+#define BROADCAST(p) _mm256_set1_epi32(four_bytes(p))
+#define LOW_NIBBLES(v) _mm256_and_si256(v, _mm256_set1_epi8(15))
+#define HIGH_NIBBLES(v) _mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(15))
+/* Sixteen-bit sums: 16 products of at most 15 * 127 stay below 2^15. */
+#define DOT4(sum, w, x) _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x))
+#define FOLD4(sum) _mm256_madd_epi16(sum, _mm256_set1_epi16(1))
+/* |w| * (x with w's sign): two products of at most 127 * 127 stay below 2^15. */
+#define DOT8(sum, w, x)                                                                                \
+    _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)), \
+                                            _mm256_set1_epi16(1)))
+#define ZERO8 0
+#define BYTES(p) _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p))))
+#define TO_FLOAT _mm256_cvtepi32_ps
+#define TIMES _mm256_mul_ps
+#define PLUS_PRODUCT(sum, x, y) _mm256_fmadd_ps(x, y, sum)
+#define MINUS_PRODUCT(sum, x, y) _mm256_fnmadd_ps(x, y, sum)
+#include "tile.h"
+
+#define TARGET __attribute__((target("avx2,fma,avxvnni")))
+#define NAME(x) avxvnni_##x
+#define LANES 8
+#define INT __m256i
+#define FLOAT __m256
+#define INT_ZERO _mm256_setzero_si256
+#define FLOAT_ZERO _mm256_setzero_ps
+#define FLOAT_SET _mm256_set1_ps
+#define LOAD(p) _mm256_loadu_si256((const __m256i *)(p))
+#define LOAD_FLOATS _mm256_loadu_ps
+#define STORE _mm256_storeu_ps
+#define LOW_BFLOATS(v) _mm256_castsi256_ps(_mm256_slli_epi32(v, 16))
+#define HIGH_BFLOATS(v) _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32((int32_t)0xffff0000)))
+#define BROADCAST(p) _mm256_set1_epi32(four_bytes(p))
+#define LOW_NIBBLES(v) _mm256_and_si256(v, _mm256_set1_epi8(15))
+#define HIGH_NIBBLES(v) _mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(15))
+#define DOT4(sum, w, x) _mm256_dpbusd_avx_epi32(sum, w, x)
+#define FOLD4(sum) (sum)
+/* The instruction wants unsigned weights: q + 128, and so a zero of 128, in sixteenths. */
+#define DOT8(sum, w, x) _mm256_dpbusd_avx_epi32(sum, _mm256_xor_si256(w, _mm256_set1_epi8(-128)), x)
+#define ZERO8 2048
+#define BYTES(p) _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p))))
+#define TO_FLOAT _mm256_cvtepi32_ps
+#define TIMES _mm256_mul_ps
+#define PLUS_PRODUCT(sum, x, y) _mm256_fmadd_ps(x, y, sum)
+#define MINUS_PRODUCT(sum, x, y) _mm256_fnmadd_ps(x, y, sum)
+#include "tile.h"
+
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vnni")))
+#define NAME(x) avx512vnni_##x
+#define LANES 16
+#define INT __m512i
+#define FLOAT __m512
+#define INT_ZERO _mm512_setzero_si512
+#define FLOAT_ZERO _mm512_setzero_ps
+#define FLOAT_SET _mm512_set1_ps
+#define LOAD(p) _mm512_loadu_si512(p)
+#define LOAD_FLOATS _mm512_loadu_ps
+#define STORE _mm512_storeu_ps
+#define LOW_BFLOATS(v) _mm512_castsi512_ps(_mm512_slli_epi32(v, 16))
+#define HIGH_BFLOATS(v) _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32((int32_t)0xffff0000)))
+#define BROADCAST(p) _mm512_set1_epi32(four_bytes(p))
+#define LOW_NIBBLES(v) _mm512_and_si512(v, _mm512_set1_epi8(15))
+#define HIGH_NIBBLES(v) _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15))
+#define DOT4(sum, w, x) _mm512_dpbusd_epi32(sum, w, x)
+#define FOLD4(sum) (sum)
+#define DOT8(sum, w, x) _mm512_dpbusd_epi32(sum, _mm512_xor_si512(w, _mm512_set1_epi8(-128)), x)
+#define ZERO8 2048
+#define BYTES(p) _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(p))))
+#define TO_FLOAT _mm512_cvtepi32_ps
+#define TIMES _mm512_mul_ps
+#define PLUS_PRODUCT(sum, x, y) _mm512_fmadd_ps(x, y, sum)
+#define MINUS_PRODUCT(sum, x, y) _mm512_fnmadd_ps(x, y, sum)
+#include "tile.h"
+
+#elif defined(__aarch64__)
+
+INLINE float32x4_t four_unsigned(const uint8_t *p)
+{
+    uint8_t bytes[8] = {p[0], p[1], p[2], p[3]};
+    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vld1_u8(bytes)))));
+}
+
+INLINE float32x4_t no_floats(void) { return vdupq_n_f32(0); }
+INLINE int32x4_t no_ints(void) { return vdupq_n_s32(0); }
+
+#if defined(__clang__)
+#define TARGET __attribute__((target("dotprod")))
+#else
+#define TARGET __attribute__((target("arch=armv8.2-a+dotprod")))
+#endif
+#define NAME(x) neon_##x
+#define LANES 4
+#define INT int32x4_t
+#define FLOAT float32x4_t
+#define INT_ZERO no_ints
+#define FLOAT_ZERO no_floats
+#define FLOAT_SET vdupq_n_f32
+#define LOAD(p) vreinterpretq_s32_u8(vld1q_u8((const uint8_t *)(p)))
+#define LOAD_FLOATS vld1q_f32
+#define STORE vst1q_f32
+#define LOW_BFLOATS(v) vreinterpretq_f32_s32(vshlq_n_s32(v, 16))
+#define HIGH_BFLOATS(v) vreinterpretq_f32_s32(vandq_s32(v, vdupq_n_s32((int32_t)0xffff0000)))
+#define BROADCAST(p) vreinterpretq_s32_s8(vreinterpretq_s8_s32(vld1q_dup_s32((const int32_t *)(p))))
+#define LOW_NIBBLES(v) vandq_s32(v, vdupq_n_s32(0x0f0f0f0f))
+#define HIGH_NIBBLES(v) vreinterpretq_s32_u8(vshrq_n_u8(vreinterpretq_u8_s32(v), 4))
+#define DOT4(sum, w, x) vdotq_s32(sum, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x))
+#define FOLD4(sum) (sum)
+#define DOT8 DOT4
+#define ZERO8 0
+#define BYTES four_unsigned
+#define TO_FLOAT vcvtq_f32_s32
+#define TIMES vmulq_f32
+#define PLUS_PRODUCT(sum, x, y) vfmaq_f32(sum, x, y)
+#define MINUS_PRODUCT(sum, x, y) vfmsq_f32(sum, x, y)
+#include "tile.h"
+
+#endif
+
+/* Which of them this CPU has, best first. */
+
+static const struct named_set {
+    const char *name;
+    const struct instruction_set *set;
+} SETS[] = {
+#if defined(__x86_64__)
+    {"avx512vnni", &avx512vnni_set},
+    {"avxvnni", &avxvnni_set},
+    {"avx2", &avx2_set},
+#elif defined(__aarch64__)
+    {"neon", &neon_set},
+#endif
+};
+enum { N_SETS = sizeof SETS / sizeof *SETS };
+
+static int has(const char *name)
+{
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (!strcmp(name, "avx512vnni"))
+        return avx2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni");
+    return avx2 && (strcmp(name, "avxvnni") || __builtin_cpu_supports("avxvnni"));
+#elif defined(__aarch64__) && defined(__linux__)
+    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#else
+    return 1; /* every Mac with an ARM processor */
+#endif
+}
+
+static const struct instruction_set *used;
+
+/* The name of instruction set number `i` that this CPU has, best first; null after the last. */
+EXPORT const char *cake_set_name(int i)
+{
+    for (int s = 0; s < N_SETS; s++)
+        if (has(SETS[s].name) && i-- == 0)
+            return SETS[s].name;
+    return NULL;
+}
+
+/* Compute with this set from now on; whether it is here. */
+EXPORT int cake_use(const char *name)
+{
+    for (int s = 0; s < N_SETS; s++)
+        if (!strcmp(SETS[s].name, name) && has(name)) {
+            used = SETS[s].set;
+            return 1;
+        }
+    return 0;
+}
+
+/* Threads: those of torch's OpenMP, whose entry point the caller hands in. A second pool of our own
+   would spin against torch's. */
+
+typedef void parallel_function(void (*)(void *), void *, unsigned, unsigned);
+static parallel_function *parallel;
+
+EXPORT void cake_set_parallel(parallel_function *gomp_parallel) { parallel = gomp_parallel; }
+
+static void on_threads(void (*function)(void *), void *argument, int64_t threads)
+{
+    if (parallel && threads > 1)
+        parallel(function, argument, (unsigned)threads, 0);
+    else
+        function(argument);
+}
+
+/* Quantize rows `first` ... of a matrix from `source` [rows, columns], float32 or bfloat16. */
+
+struct quantizing {
+    const struct matrix *matrix;
+    const void *source;
+    int64_t first, rows, source_columns;
+    int bfloat;
+    atomic_llong next;
+};
+
+static void quantize_part(void *argument)
+{
+    struct quantizing *job = argument;
+    const int64_t columns = job->source_columns;
+    float *x = calloc((size_t)job->matrix->columns, sizeof(float)); /* columns beyond the source's stay 0 */
+    int64_t row;
+    while (x && (row = atomic_fetch_add(&job->next, TILE_ROWS)) < job->rows)
+        for (int64_t end = row + TILE_ROWS < job->rows ? row + TILE_ROWS : job->rows; row < end; row++) {
+            if (job->bfloat)
+                for (int64_t c = 0; c < columns; c++)
+                    x[c] = from_bfloat(((const uint16_t *)job->source)[row * columns + c]);
+            else
+                memcpy(x, (const float *)job->source + row * columns, (size_t)columns * sizeof(float));
+            used->quantize_row(job->matrix, job->first + row, x);
+        }
+    free(x);
+}
+
+EXPORT void cake_quantize(const struct matrix *matrix, const void *source, int bfloat, int64_t first, int64_t rows,
+                          int64_t source_columns, int64_t threads)
+{
+    struct quantizing job = {matrix, source, first, rows, source_columns, bfloat, 0};
+    on_threads(quantize_part, &job, threads);
+}
+
+/* y [tokens, rows] = x [tokens, columns] Wt, float32. */
+
+struct product {
+    const struct matrix *matrix;
+    struct activations activations;
+    const float *x;
+    int64_t tokens, x_columns;
+    float *y;
+    int64_t tiles, tiles_at_once;
+    atomic_llong next_token, next_tile;
+};
+
+static void prepare_tokens(void *argument)
+{
+    struct product *job = argument;
+    const struct matrix *m = job->matrix;
+    int64_t t;
+    while ((t = atomic_fetch_add(&job->next_token, 1)) < job->tokens) {
+        const float *x = job->x + t * job->x_columns;
+        if (m->bits == 16) {
+            used->split_pairs(x, job->activations.floats + t * m->columns, m->columns);
+            continue;
+        }
+        const int64_t n_groups = m->columns / GROUP, whole = job->x_columns / GROUP;
+        int8_t *values = job->activations.values + t * m->columns;
+        struct group *groups = job->activations.groups + t * n_groups;
+        used->round_activations(x, values, groups, whole);
+        if (whole < n_groups) { /* the last group is not full */
+            float rest[GROUP] = {0};
+            memcpy(rest, x + whole * GROUP, (size_t)(job->x_columns - whole * GROUP) * sizeof(float));
+            used->round_activations(rest, values + whole * GROUP, groups + whole, 1);
+        }
+    }
+}
+
+static void multiply_tile(struct product *job, int64_t tile)
+{
+    const struct matrix *m = job->matrix;
+    const int64_t first = tile * TILE_ROWS, left = m->rows - first;
+    const size_t bytes = (size_t)(left < TILE_ROWS ? left : TILE_ROWS) * sizeof(float);
+    for (int64_t t = 0; t < job->tokens;) {
+        const int64_t rest = job->tokens - t;
+        const int at_once = rest >= 4 ? 4 : rest >= 2 ? 2 : 1;
+        float out[MOST_TOKENS * TILE_ROWS];
+        (m->bits == 16 ? used->dense : used->tiles)(m, tile, &job->activations, t, at_once, out);
+        for (int i = 0; i < at_once; i++)
+            memcpy(job->y + (t + i) * m->rows + first, out + i * TILE_ROWS, bytes);
+        t += at_once;
+    }
+}
+
+static void multiply_part(void *argument)
+{
+    struct product *job = argument;
+    int64_t tile;
+    while ((tile = atomic_fetch_add(&job->next_tile, job->tiles_at_once)) < job->tiles)
+        for (int64_t end = tile + job->tiles_at_once; tile < end && tile < job->tiles; tile++)
+            multiply_tile(job, tile);
+}
+
+static _Thread_local struct {
+    void *memory;
+    size_t bytes;
+} scratch;
+
+static void *at_least(size_t bytes)
+{
+    if (scratch.bytes < bytes) {
+        free(scratch.memory);
+        scratch.memory = malloc(bytes);
+        scratch.bytes = scratch.memory ? bytes : 0;
+    }
+    return scratch.memory;
+}
+
+/* 0 when there was no memory. */
+EXPORT int cake_multiply(const struct matrix *m, const float *x, int64_t x_columns, int64_t tokens, float *y,
+                         int64_t threads)
+{
+    const int64_t tiles = (m->rows + TILE_ROWS - 1) / TILE_ROWS;
+    const size_t cells = (size_t)(tokens * m->columns);
+    const size_t group_bytes = m->bits == 16 ? 0 : cells / GROUP * sizeof(struct group);
+    char *memory = at_least(m->bits == 16 ? cells * sizeof(float) : group_bytes + cells);
+    if (!memory)
+        return 0;
+    struct product job = {.matrix = m, .x = x, .tokens = tokens, .x_columns = x_columns, .y = y, .tiles = tiles};
+    job.activations = (struct activations){(int8_t *)memory + group_bytes, (struct group *)memory, (float *)memory};
+    const int64_t shares = tiles / (threads * 8);
+    job.tiles_at_once = shares > 1 ? shares : 1;
+    if (tokens > 16)
+        on_threads(prepare_tokens, &job, threads);
+    else
+        prepare_tokens(&job);
+    on_threads(multiply_part, &job, threads);
+    return 1;
+}

@@ -1,0 +1,17 @@
+"""The compiled part of the package; everything else is in pyproject.toml."""
+
+import sys
+
+from setuptools import Extension, setup
+
+# Not a Python module but a library that cake.kernels loads. Optional: without a C compiler that knows
+# the GNU dialect, torch's own kernels serve.
+KERNELS = Extension(
+    "cake.kernels._matrix",
+    ["cake/kernels/matrix.c"],
+    depends=["cake/kernels/tile.h"],
+    extra_compile_args=["-O3", "-std=c11"],
+    optional=True,
+)
+
+setup(ext_modules=[] if sys.platform == "win32" else [KERNELS])
