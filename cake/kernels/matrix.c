@@ -33,7 +33,7 @@
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
-enum { TILE_ROWS = 16, GROUP = 32, MOST_TOKENS = 4 };
+enum { TILE_ROWS = 16, GROUP = 32, MOST_TOKENS = 4, CACHE_BYTES = 192 << 10 };
 
 struct matrix {
     uint8_t *weights;      /* bits 4, 8: [tiles, groups, ...] as above; 16: [tiles * 16, columns] */
@@ -480,29 +480,42 @@ static void prepare_tokens(void *argument)
     }
 }
 
-static void multiply_tile(struct product *job, int64_t tile)
+static void multiply_tile(const struct product *job, int64_t tile, int64_t token, int64_t end)
 {
     const struct matrix *m = job->matrix;
     const int64_t first = tile * TILE_ROWS, left = m->rows - first;
     const size_t bytes = (size_t)(left < TILE_ROWS ? left : TILE_ROWS) * sizeof(float);
-    for (int64_t t = 0; t < job->tokens;) {
-        const int64_t rest = job->tokens - t;
-        const int at_once = rest >= 4 ? 4 : rest >= 2 ? 2 : 1;
+    for (int at_once; token < end; token += at_once) {
+        const int64_t rest = end - token;
+        at_once = rest >= 4 ? 4 : rest >= 2 ? 2 : 1;
         float out[MOST_TOKENS * TILE_ROWS];
-        (m->bits == 16 ? used->dense : used->tiles)(m, tile, &job->activations, t, at_once, out);
+        (m->bits == 16 ? used->dense : used->tiles)(m, tile, &job->activations, token, at_once, out);
         for (int i = 0; i < at_once; i++)
-            memcpy(job->y + (t + i) * m->rows + first, out + i * TILE_ROWS, bytes);
-        t += at_once;
+            memcpy(job->y + (token + i) * m->rows + first, out + i * TILE_ROWS, bytes);
     }
+}
+
+/* Tokens that stay in the second-level cache while a share of the tiles passes over them. */
+static int64_t tokens_in_cache(const struct matrix *m)
+{
+    const int64_t bytes = m->bits == 16 ? m->columns * 4 : m->columns * 5 / 4;
+    const int64_t tokens = CACHE_BYTES / bytes / MOST_TOKENS * MOST_TOKENS;
+    return tokens > MOST_TOKENS ? tokens : MOST_TOKENS;
 }
 
 static void multiply_part(void *argument)
 {
     struct product *job = argument;
-    int64_t tile;
-    while ((tile = atomic_fetch_add(&job->next_tile, job->tiles_at_once)) < job->tiles)
-        for (int64_t end = tile + job->tiles_at_once; tile < end && tile < job->tiles; tile++)
-            multiply_tile(job, tile);
+    const int64_t step = tokens_in_cache(job->matrix);
+    int64_t first;
+    while ((first = atomic_fetch_add(&job->next_tile, job->tiles_at_once)) < job->tiles) {
+        const int64_t share = first + job->tiles_at_once, end = share < job->tiles ? share : job->tiles;
+        for (int64_t token = 0; token < job->tokens; token += step) {
+            const int64_t stop = token + step < job->tokens ? token + step : job->tokens;
+            for (int64_t tile = first; tile < end; tile++)
+                multiply_tile(job, tile, token, stop);
+        }
+    }
 }
 
 static _Thread_local struct {
