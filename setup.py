@@ -9,8 +9,9 @@ from setuptools import Extension, setup
 KERNELS = Extension(
     "cake.kernels._matrix",
     ["cake/kernels/matrix.c"],
-    depends=["cake/kernels/tile.h"],
+    depends=[f"cake/kernels/{name}.h" for name in ("tile", "attend", "block")],
     extra_compile_args=["-O3", "-std=c11"],
+    libraries=["m"],
     optional=True,
 )
 

@@ -7,15 +7,17 @@ a prefix, continuing a chat and recovering are all this one rule. A stage that h
 """
 
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from cake.device import DeviceThread
 from cake.errors import CakeError, SessionLostError
-from cake.model.batch import Batch, Segment, Step
+from cake.kernels.block import FusedBlock
+from cake.model.batch import Batch, Segment, Step, fused_step
 from cake.model.cache import SessionCache
 from cake.model.config import ModelConfig
 from cake.model.linear import TensorSource
@@ -149,12 +151,12 @@ class LocalStage:
         for segment in batch.segments:
             self._check(segment)
         caches = [self._cache_for(segment) for segment in batch.segments]
-        group = self._config.n_heads // self._config.n_kv_heads
         hidden = batch.hidden.to(self._placement.device, self._placement.dtype)
-        step = Step.prepare(hidden, batch.segments, caches, self._rope, group)
-        for index, block in enumerate(self._layers):
-            self._thread.check()
-            hidden = block(hidden, index, step)
+        fused = [block.fused for block in self._layers if block.fused and block.fused.pays(len(hidden))]
+        if len(fused) == len(self._layers):
+            hidden = self._run_fused(hidden, batch.segments, caches, fused)
+        else:
+            hidden = self._run(hidden, batch.segments, caches)
         for segment, cache in zip(batch.segments, caches, strict=True):
             cache.length = segment.position + segment.length
         self._thread.synchronize()
@@ -163,6 +165,28 @@ class LocalStage:
         compute_s = time.perf_counter() - started
         self.stats.compute_s += compute_s
         return Computed(hidden.to(batch.hidden.device, batch.hidden.dtype), compute_s)
+
+    def _run(self, hidden: Tensor, segments: Sequence[Segment], caches: Sequence[SessionCache]) -> Tensor:
+        group = self._config.n_heads // self._config.n_kv_heads
+        step = Step.prepare(hidden, segments, caches, self._rope, group)
+        for index, block in enumerate(self._layers):
+            self._thread.check()
+            hidden = block(hidden, index, step)
+        return hidden
+
+    def _run_fused(
+        self,
+        hidden: Tensor,
+        segments: Sequence[Segment],
+        caches: Sequence[SessionCache],
+        blocks: Sequence[FusedBlock],
+    ) -> Tensor:
+        step = fused_step(segments, caches, self._rope)
+        hidden = hidden.clone(memory_format=torch.contiguous_format)  # it is the caller's
+        for index, block in enumerate(blocks):
+            self._thread.check()
+            block(hidden, index, step)
+        return hidden
 
     def _check(self, segment: Segment) -> None:
         """Refuse what cannot be done before anything is changed."""

@@ -26,7 +26,8 @@ def library() -> ctypes.CDLL | None:
     kernels.cake_set_name.restype = ctypes.c_char_p
     kernels.cake_multiply.argtypes = [POINTER, POINTER, SIZE, SIZE, POINTER, SIZE]
     kernels.cake_quantize.argtypes = [POINTER, POINTER, ctypes.c_int, SIZE, SIZE, SIZE, SIZE]
-    kernels.cake_set_parallel(_entry_of_torchs_openmp())
+    kernels.cake_block.argtypes = [POINTER, SIZE, POINTER, SIZE, POINTER, POINTER, POINTER, SIZE, SIZE]
+    kernels.cake_set_threads(*_entries_of_torchs_openmp())
     best = kernels.cake_set_name(0)
     if best is None:
         return None
@@ -45,17 +46,19 @@ def instruction_sets() -> list[str]:
     return names
 
 
-def _entry_of_torchs_openmp() -> ctypes.c_void_p:
-    """`GOMP_parallel` of the OpenMP that torch loaded; null where it has none of that name.
+def _entries_of_torchs_openmp() -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
+    """`GOMP_parallel` and `GOMP_barrier` of the OpenMP that torch loaded; null where it has none.
 
-    Both of its common runtimes, GNU's and LLVM's, have that entry. Threads of a second runtime would
+    Both of its common runtimes, GNU's and LLVM's, have these entries. Threads of a second runtime would
     spin against torch's for the same cores.
     """
     folder = Path(torch.__file__).parent / "lib"
     candidates = [str(path) for path in [*folder.glob("libgomp*"), *folder.glob("lib*omp*.dylib")]]
     for name in (*candidates, None):
         try:
-            return ctypes.cast(ctypes.CDLL(name).GOMP_parallel, ctypes.c_void_p)
+            runtime = ctypes.CDLL(name)
+            entries = (runtime.GOMP_parallel, runtime.GOMP_barrier)
         except (OSError, AttributeError, TypeError):
             continue
-    return ctypes.c_void_p(None)
+        return ctypes.cast(entries[0], ctypes.c_void_p), ctypes.cast(entries[1], ctypes.c_void_p)
+    return ctypes.c_void_p(None), ctypes.c_void_p(None)

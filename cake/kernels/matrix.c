@@ -13,6 +13,7 @@
    Activations are rounded to int8 with one scale per token and group of 32, so that one outlier
    spoils only its own group. Knows nothing of Python; kernels/__init__.py calls it through ctypes. */
 
+#include <math.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -33,7 +34,7 @@
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
-enum { TILE_ROWS = 16, GROUP = 32, MOST_TOKENS = 4, CACHE_BYTES = 192 << 10 };
+enum { TILE_ROWS = 16, GROUP = 32, MOST_TOKENS = 4, CACHE_BYTES = 192 << 10, KEYS = 32 };
 
 struct matrix {
     uint8_t *weights;      /* bits 4, 8: [tiles, groups, ...] as above; 16: [tiles * 16, columns] */
@@ -62,6 +63,11 @@ struct instruction_set {
     void (*split_pairs)(const float *x, float *split, int64_t columns);
     void (*round_activations)(const float *x, int8_t *values, struct group *groups, int64_t n_groups);
     void (*quantize_row)(const struct matrix *, int64_t row, const float *x);
+    void (*norm)(const float *x, const float *weight, float eps, float *out, int64_t n);
+    void (*rotate)(float *x, const float *cos, const float *sin, int64_t head_dim);
+    void (*gate)(float *gate, const float *up, int64_t n);
+    void (*attend)(int queries, const float *const *q, const float *keys, const float *values,
+                   const int64_t *n_seen, int64_t head_dim, float *const *out);
 };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -81,6 +87,25 @@ INLINE float nearest(float x)
 {
     const float magic = 12582912.0f; /* 1.5 * 2^23 */
     return (x + magic) - magic;
+}
+
+/* e^x to float32's precision; below e^-87 it is 0. As in Cephes: 2^n times a polynomial. */
+INLINE float exponential(float x)
+{
+    const float bounded = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    const float n = nearest(bounded * 1.44269504f);
+    const float r = bounded - n * 0.693359375f + n * 2.12194440e-4f;
+    float y = 1.9875691500e-4f;
+    y = y * r + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = y * r * r + r + 1.0f;
+    const int32_t bits = ((int32_t)n + 127) * (1 << 23);
+    float power;
+    memcpy(&power, &bits, 4);
+    return x < -87.0f ? 0.0f : y * power;
 }
 
 INLINE float largest(const float *x)
@@ -394,13 +419,19 @@ EXPORT int cake_use(const char *name)
     return 0;
 }
 
-/* Threads: those of torch's OpenMP, whose entry point the caller hands in. A second pool of our own
+/* Threads: those of torch's OpenMP, whose entry points the caller hands in. A second pool of our own
    would spin against torch's. */
 
 typedef void parallel_function(void (*)(void *), void *, unsigned, unsigned);
+typedef void barrier_function(void);
 static parallel_function *parallel;
+static barrier_function *barrier;
 
-EXPORT void cake_set_parallel(parallel_function *gomp_parallel) { parallel = gomp_parallel; }
+EXPORT void cake_set_threads(parallel_function *gomp_parallel, barrier_function *gomp_barrier)
+{
+    parallel = gomp_parallel;
+    barrier = gomp_barrier;
+}
 
 static void on_threads(void (*function)(void *), void *argument, int64_t threads)
 {
@@ -408,6 +439,12 @@ static void on_threads(void (*function)(void *), void *argument, int64_t threads
         parallel(function, argument, (unsigned)threads, 0);
     else
         function(argument);
+}
+
+static void wait_for_all(int64_t threads)
+{
+    if (threads > 1)
+        barrier();
 }
 
 /* Quantize rows `first` ... of a matrix from `source` [rows, columns], float32 or bfloat16. */
@@ -445,7 +482,7 @@ EXPORT void cake_quantize(const struct matrix *matrix, const void *source, int b
     on_threads(quantize_part, &job, threads);
 }
 
-/* y [tokens, rows] = x [tokens, columns] Wt, float32. */
+/* y [tokens, rows] = x [tokens, columns] Wt, float32; or added to y. */
 
 struct product {
     const struct matrix *matrix;
@@ -453,31 +490,55 @@ struct product {
     const float *x;
     int64_t tokens, x_columns;
     float *y;
+    int adds;
     int64_t tiles, tiles_at_once;
     atomic_llong next_token, next_tile;
 };
 
+static struct product new_product(const struct matrix *m, int64_t tokens, int64_t x_columns, float *y, int adds,
+                                  int64_t threads)
+{
+    const int64_t tiles = (m->rows + TILE_ROWS - 1) / TILE_ROWS, share = tiles / (threads * 8);
+    return (struct product){.matrix = m, .tokens = tokens, .x_columns = x_columns, .y = y, .adds = adds,
+                            .tiles = tiles, .tiles_at_once = share > 1 ? share : 1};
+}
+
+static size_t activation_bytes(const struct matrix *m, int64_t tokens)
+{
+    const size_t cells = (size_t)(tokens * m->columns);
+    return m->bits == 16 ? cells * sizeof(float) : cells / GROUP * sizeof(struct group) + cells;
+}
+
+static void set_activations(struct product *job, void *memory)
+{
+    const size_t groups = (size_t)(job->tokens * job->matrix->columns) / GROUP * sizeof(struct group);
+    job->activations = (struct activations){(int8_t *)memory + groups, memory, memory};
+}
+
+static void prepare_token(struct product *job, int64_t t, const float *x)
+{
+    const struct matrix *m = job->matrix;
+    if (m->bits == 16) {
+        used->split_pairs(x, job->activations.floats + t * m->columns, m->columns);
+        return;
+    }
+    const int64_t n_groups = m->columns / GROUP, whole = job->x_columns / GROUP;
+    int8_t *values = job->activations.values + t * m->columns;
+    struct group *groups = job->activations.groups + t * n_groups;
+    used->round_activations(x, values, groups, whole);
+    if (whole < n_groups) { /* the last group is not full */
+        float rest[GROUP] = {0};
+        memcpy(rest, x + whole * GROUP, (size_t)(job->x_columns - whole * GROUP) * sizeof(float));
+        used->round_activations(rest, values + whole * GROUP, groups + whole, 1);
+    }
+}
+
 static void prepare_tokens(void *argument)
 {
     struct product *job = argument;
-    const struct matrix *m = job->matrix;
     int64_t t;
-    while ((t = atomic_fetch_add(&job->next_token, 1)) < job->tokens) {
-        const float *x = job->x + t * job->x_columns;
-        if (m->bits == 16) {
-            used->split_pairs(x, job->activations.floats + t * m->columns, m->columns);
-            continue;
-        }
-        const int64_t n_groups = m->columns / GROUP, whole = job->x_columns / GROUP;
-        int8_t *values = job->activations.values + t * m->columns;
-        struct group *groups = job->activations.groups + t * n_groups;
-        used->round_activations(x, values, groups, whole);
-        if (whole < n_groups) { /* the last group is not full */
-            float rest[GROUP] = {0};
-            memcpy(rest, x + whole * GROUP, (size_t)(job->x_columns - whole * GROUP) * sizeof(float));
-            used->round_activations(rest, values + whole * GROUP, groups + whole, 1);
-        }
-    }
+    while ((t = atomic_fetch_add(&job->next_token, 1)) < job->tokens)
+        prepare_token(job, t, job->x + t * job->x_columns);
 }
 
 static void multiply_tile(const struct product *job, int64_t tile, int64_t token, int64_t end)
@@ -490,8 +551,13 @@ static void multiply_tile(const struct product *job, int64_t tile, int64_t token
         at_once = rest >= 4 ? 4 : rest >= 2 ? 2 : 1;
         float out[MOST_TOKENS * TILE_ROWS];
         (m->bits == 16 ? used->dense : used->tiles)(m, tile, &job->activations, token, at_once, out);
-        for (int i = 0; i < at_once; i++)
-            memcpy(job->y + (token + i) * m->rows + first, out + i * TILE_ROWS, bytes);
+        for (int i = 0; i < at_once; i++) {
+            float *y = job->y + (token + i) * m->rows + first;
+            if (job->adds)
+                for (int r = 0; r < TILE_ROWS; r++)
+                    out[i * TILE_ROWS + r] += r < left ? y[r] : 0;
+            memcpy(y, out + i * TILE_ROWS, bytes);
+        }
     }
 }
 
@@ -537,16 +603,12 @@ static void *at_least(size_t bytes)
 EXPORT int cake_multiply(const struct matrix *m, const float *x, int64_t x_columns, int64_t tokens, float *y,
                          int64_t threads)
 {
-    const int64_t tiles = (m->rows + TILE_ROWS - 1) / TILE_ROWS;
-    const size_t cells = (size_t)(tokens * m->columns);
-    const size_t group_bytes = m->bits == 16 ? 0 : cells / GROUP * sizeof(struct group);
-    char *memory = at_least(m->bits == 16 ? cells * sizeof(float) : group_bytes + cells);
+    void *memory = at_least(activation_bytes(m, tokens));
     if (!memory)
         return 0;
-    struct product job = {.matrix = m, .x = x, .tokens = tokens, .x_columns = x_columns, .y = y, .tiles = tiles};
-    job.activations = (struct activations){(int8_t *)memory + group_bytes, (struct group *)memory, (float *)memory};
-    const int64_t shares = tiles / (threads * 8);
-    job.tiles_at_once = shares > 1 ? shares : 1;
+    struct product job = new_product(m, tokens, x_columns, y, 0, threads);
+    job.x = x;
+    set_activations(&job, memory);
     if (tokens > 16)
         on_threads(prepare_tokens, &job, threads);
     else
@@ -554,3 +616,5 @@ EXPORT int cake_multiply(const struct matrix *m, const float *x, int64_t x_colum
     on_threads(multiply_part, &job, threads);
     return 1;
 }
+
+#include "block.h"

@@ -43,7 +43,7 @@ class NativeMatrix:
                 part.zero_()
         pointers = (part.data_ptr() for part in (self._weights, self._scales, self._row_scales))
         self._layout = _Layout(*pointers, rows, width, bits)
-        self._address = ctypes.addressof(self._layout)
+        self.address = ctypes.addressof(self._layout)
 
     @property
     def nbytes(self) -> int:
@@ -61,7 +61,7 @@ class NativeMatrix:
             source = source.float()
         is_bfloat, n = int(source.dtype == torch.bfloat16), source.shape[0]
         self._kernels.cake_quantize(
-            self._address,
+            self.address,
             source.data_ptr(),
             is_bfloat,
             first_row,
@@ -77,7 +77,7 @@ class NativeMatrix:
         small = n_tokens * self.rows * self.columns < ONE_IS_ENOUGH
         threads = 1 if small else torch.get_num_threads()
         done = self._kernels.cake_multiply(
-            self._address, x.data_ptr(), self.columns, n_tokens, y.data_ptr(), threads
+            self.address, x.data_ptr(), self.columns, n_tokens, y.data_ptr(), threads
         )
         if not done:
             raise MemoryError("no memory for the activations of a batch")

@@ -175,8 +175,11 @@ static TARGET void NAME(quantize_row)(const struct matrix *m, int64_t row, const
     quantize_row(m, row, x);
 }
 
+#include "attend.h"
+
 static const struct instruction_set NAME(set) = {
     NAME(tiles), NAME(dense), NAME(split_pairs), NAME(round_activations), NAME(quantize_row),
+    NAME(norm), NAME(rotate), NAME(gate), NAME(attend),
 };
 
 #undef WITH_TOKENS

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cake.kernels.block import FusedStep
 from cake.model.cache import SessionCache
 from cake.model.rope import RopeTable
 
@@ -59,8 +60,7 @@ class Step:
         group: int,
     ) -> "Step":
         """Positions, masks and caches; `caches` stand in the order of the segments."""
-        positions = [torch.arange(s.position, s.position + s.length) for s in segments]
-        cos, sin = table.at(torch.cat(positions))
+        cos, sin = _rotations(segments, table)
         views, start = [], 0
         for segment, cache in zip(segments, caches, strict=True):
             rows = slice(start, start + segment.length)
@@ -68,6 +68,21 @@ class Step:
             views.append(StepSegment(rows, segment.position, cache, mask))
             start = rows.stop
         return cls(cos, sin, tuple(views))
+
+
+def fused_step(segments: Sequence[Segment], caches: Sequence[SessionCache], table: RopeTable) -> FusedStep:
+    """A step for blocks in the form of Cake's own CPU kernels, which need no masks."""
+    cos, sin = _rotations(segments, table)
+    rows, first = [], 0
+    for segment, cache in zip(segments, caches, strict=True):
+        rows.append((first, segment.length, segment.position, cache.storage))
+        first += segment.length
+    return FusedStep(rows, cos, sin, torch.get_num_threads())
+
+
+def _rotations(segments: Sequence[Segment], table: RopeTable) -> tuple[Tensor, Tensor]:
+    positions = [torch.arange(s.position, s.position + s.length) for s in segments]
+    return table.at(positions[0] if len(positions) == 1 else torch.cat(positions))
 
 
 def causal_mask(length: int, position: int, group: int, like: Tensor) -> Tensor | None:

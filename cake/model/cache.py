@@ -30,17 +30,17 @@ class SessionCache:
         self.length = 0
         self._context = context
         shape = (n_blocks, 2, config.n_kv_heads, min(FIRST_CAPACITY, context), config.head_dim)
-        self._storage = torch.empty(shape, device=device, dtype=dtype)
+        self.storage = torch.empty(shape, device=device, dtype=dtype)
 
     @property
     def capacity(self) -> int:
         """Tokens that fit without growing."""
-        return self._storage.shape[3]
+        return self.storage.shape[3]
 
     @property
     def nbytes(self) -> int:
         """Bytes that the cache occupies."""
-        return self._storage.nbytes
+        return self.storage.nbytes
 
     def rewind(self, session: object, position: int, n_tokens: int) -> None:
         """Keep the first `position` tokens and make room for `n_tokens` more.
@@ -59,7 +59,7 @@ class SessionCache:
         Returns all of the block's keys and values up to there, `[n_kv_heads, length, head_dim]`.
         """
         end = position + keys.shape[0]
-        all_keys, all_values = self._storage[block]
+        all_keys, all_values = self.storage[block]
         all_keys[:, position:end] = keys.transpose(0, 1)
         all_values[:, position:end] = values.transpose(0, 1)
         return all_keys[:, :end], all_values[:, :end]
@@ -68,7 +68,7 @@ class SessionCache:
         capacity = self.capacity
         while capacity < needed:
             capacity *= 2
-        old = self._storage
+        old = self.storage
         shape = (*old.shape[:3], min(capacity, self._context), old.shape[4])
-        self._storage = torch.empty(shape, device=old.device, dtype=old.dtype)
-        self._storage[..., : self.length, :] = old[..., : self.length, :]
+        self.storage = torch.empty(shape, device=old.device, dtype=old.dtype)
+        self.storage[..., : self.length, :] = old[..., : self.length, :]

@@ -63,6 +63,10 @@ class Matrix(Protocol):
     def weight(self) -> Tensor | None:
         """`[rows, columns]`, where it is kept as plain numbers."""
 
+    @property
+    def native(self) -> NativeMatrix | None:
+        """The form that Cake's own kernels take, where it is kept so."""
+
     def fill(self, source: TensorSource, name: str, first_row: int, rows: int) -> None:
         """Take over the tensor called `name` `[rows, columns]` as rows from `first_row` on."""
 
@@ -124,6 +128,8 @@ def new_matrix(rows: int, columns: int, placement: Placement, stored: torch.dtyp
 class DenseMatrix:
     """A plain tensor, multiplied by torch."""
 
+    native = None
+
     def __init__(self, rows: int, columns: int, placement: Placement) -> None:
         self._weight = torch.empty((rows, columns), device=placement.device, dtype=placement.dtype)
 
@@ -162,7 +168,7 @@ class BfloatMatrix:
     PART_BYTES = 8 << 20
 
     def __init__(self, rows: int, columns: int) -> None:
-        self._native = NativeMatrix(rows, columns, 16)
+        self.native = NativeMatrix(rows, columns, 16)
         self._part = max(1, self.PART_BYTES // (4 * columns))
 
     @property
@@ -173,12 +179,12 @@ class BfloatMatrix:
     @property
     def weight(self) -> Tensor:
         """`[rows, columns]`, bfloat16."""
-        return self._native.bfloat16
+        return self.native.bfloat16
 
     @property
     def nbytes(self) -> int:
         """Bytes that it occupies."""
-        return self._native.nbytes
+        return self.native.nbytes
 
     def fill(self, source: TensorSource, name: str, first_row: int, rows: int) -> None:
         """Read straight into place."""
@@ -187,8 +193,8 @@ class BfloatMatrix:
     def multiply(self, x: Tensor) -> Tensor:
         """`x Wᵀ`."""
         if x.shape[0] <= self.FEW:
-            return self._native.multiply(x.contiguous())
-        y = x.new_empty((x.shape[0], self._native.rows))
+            return self.native.multiply(x.contiguous())
+        y = x.new_empty((x.shape[0], self.native.rows))
         for wide, part in zip(
             torch.split(y, self._part, 1), torch.split(self.weight, self._part), strict=True
         ):
@@ -200,12 +206,12 @@ class QuantizedMatrix:
     """int8 or int4 in Cake's own CPU kernel; activations are rounded to int8 in groups of 32."""
 
     def __init__(self, rows: int, columns: int, bits: int) -> None:
-        self._native = NativeMatrix(rows, columns, bits)
+        self.native = NativeMatrix(rows, columns, bits)
 
     @property
     def numbers(self) -> str:
         """What its weights are kept as."""
-        return f"int{self._native.bits}"
+        return f"int{self.native.bits}"
 
     @property
     def weight(self) -> None:
@@ -215,14 +221,14 @@ class QuantizedMatrix:
     @property
     def nbytes(self) -> int:
         """Bytes that it occupies."""
-        return self._native.nbytes
+        return self.native.nbytes
 
     def fill(self, source: TensorSource, name: str, first_row: int, rows: int) -> None:
         """Quantize while reading."""
-        for window in source.windows(name, rows, self._native.columns):
-            self._native.quantize(first_row, window)
+        for window in source.windows(name, rows, self.native.columns):
+            self.native.quantize(first_row, window)
             first_row += window.shape[0]
 
     def multiply(self, x: Tensor) -> Tensor:
         """`x Wᵀ`."""
-        return self._native.multiply(x.float().contiguous()).to(x.dtype)
+        return self.native.multiply(x.float().contiguous()).to(x.dtype)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cake.kernels.block import FusedBlock, can_fuse
 from cake.model.batch import Step, StepSegment
 from cake.model.config import ModelConfig
 from cake.model.linear import Linear, Placement, TensorSource
@@ -29,6 +30,20 @@ class Block:
         norm = f"{prefix}.post_attention_layernorm.weight"
         self._mlp_norm = RMSNorm(placement.read(source, norm, hidden), config.norm_eps)
         self._mlp = MLP(source, config, f"{prefix}.mlp", placement)
+        self.fused = self._fuse(config, placement)
+
+    def _fuse(self, config: ModelConfig, placement: Placement) -> FusedBlock | None:
+        """The same block for Cake's own CPU kernels, if they can run it."""
+        biased = config.attention_bias or config.mlp_bias
+        if not can_fuse(placement.dtype, config.head_dim, biased):
+            return None
+        qkv, output = self._attention.matrices
+        gate_up, down = self._mlp.matrices
+        if qkv is None or output is None or gate_up is None or down is None:
+            return None
+        norms = (self._attention_norm.weight, self._mlp_norm.weight)
+        heads = (config.n_heads, config.n_kv_heads, config.head_dim)
+        return FusedBlock(norms, (qkv, output, gate_up, down), heads, config.norm_eps)
 
     @property
     def weights(self) -> str:
@@ -57,6 +72,7 @@ class Attention:
         self._qkv = Linear.load(source, projections, config.hidden_size, placement, bias)
         output = [(f"{prefix}.o_proj", config.hidden_size)]
         self._output = Linear.load(source, output, queries, placement, bias)
+        self.matrices = (self._qkv.matrix.native, self._output.matrix.native)
 
     def __call__(self, x: Tensor, index: int, step: Step) -> Tensor:
         n_tokens, n_rotated = x.shape[0], self._n_heads + self._n_kv_heads
@@ -98,6 +114,7 @@ class MLP:
         down = [(f"{prefix}.down_proj", hidden)]
         self._down = Linear.load(source, down, inner, placement, bias)
         self.weights = self._down.matrix.numbers
+        self.matrices = (self._gate_up.matrix.native, self._down.matrix.native)
 
     def __call__(self, x: Tensor) -> Tensor:
         gate, up = self._gate_up(x).chunk(2, dim=-1)
@@ -108,10 +125,10 @@ class RMSNorm:
     """Root mean square norm (Zhang and Sennrich, arXiv:1910.07467)."""
 
     def __init__(self, weight: Tensor, eps: float) -> None:
-        self._weight, self._eps = weight, eps
+        self.weight, self._eps = weight, eps
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self._weight.shape, self._weight, self._eps)
+        return F.rms_norm(x, self.weight.shape, self.weight, self._eps)
 
 
 class Embedding:

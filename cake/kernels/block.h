@@ -1,0 +1,180 @@
+/* A whole transformer block in one call: norm, products, rotation, attention, gate, sums. Included by
+   matrix.c. The steps are those of cake/model/llama.py, which computes the same where this cannot. */
+
+struct block {
+    const float *attention_norm, *mlp_norm; /* [hidden] */
+    const struct matrix *qkv, *output, *gate_up, *down;
+    int64_t n_heads, n_kv_heads, head_dim;
+    double eps;
+};
+
+/* Consecutive tokens of one session, and its cache [n_blocks, 2, n_kv_heads, capacity, head_dim]: keys
+   before values. */
+struct segment {
+    int64_t first_row, length, position, capacity;
+    float *cache;
+};
+
+struct run {
+    const struct block *block;
+    const struct segment *segments;
+    int64_t index, n_segments, tokens, threads; /* index: the block's place in the caches */
+    float *x;              /* [tokens, hidden] */
+    const float *cos, *sin; /* [tokens, head_dim] */
+    float *wide;           /* [tokens, the most rows of qkv and gate_up] */
+    float *mixed;          /* [tokens, n_heads * head_dim] */
+    struct product products[4];
+    atomic_llong next[6];
+};
+
+enum { QKV, OUTPUT, GATE_UP, DOWN };
+enum { QUERIES = 4 }; /* tokens of a segment that share the reading of its keys */
+
+/* Keys (which = 0) or values (1) of a head, [capacity, head_dim]. */
+static float *cached(const struct run *run, const struct segment *s, int which, int64_t kv_head)
+{
+    const struct block *b = run->block;
+    return s->cache + (((run->index * 2 + which) * b->n_kv_heads + kv_head) * s->capacity) * b->head_dim;
+}
+
+/* The threads share the tokens of a step, then wait for one another. */
+#define EACH_TOKEN(run, step)                                                                          \
+    for (int64_t t; (t = atomic_fetch_add(&(run)->next[step], 1)) < (run)->tokens;)
+
+static void normalize(struct run *run, int step, int product, const float *weight)
+{
+    struct product *to = &run->products[product];
+    const int64_t hidden = to->x_columns;
+    float row[hidden];
+    EACH_TOKEN(run, step)
+    {
+        used->norm(run->x + t * hidden, weight, (float)run->block->eps, row, hidden);
+        prepare_token(to, t, row);
+    }
+}
+
+static void rotate_and_store(struct run *run, int step)
+{
+    const struct block *b = run->block;
+    const int64_t dim = b->head_dim, heads = b->n_heads, kv_heads = b->n_kv_heads;
+    EACH_TOKEN(run, step)
+    {
+        float *row = run->wide + t * b->qkv->rows;
+        for (int64_t head = 0; head < heads + kv_heads; head++)
+            used->rotate(row + head * dim, run->cos + t * dim, run->sin + t * dim, dim);
+        const struct segment *s = run->segments;
+        while (t >= s->first_row + s->length)
+            s++;
+        const int64_t position = s->position + t - s->first_row;
+        for (int64_t head = 0; head < kv_heads; head++) {
+            const float *key = row + (heads + head) * dim, *value = key + kv_heads * dim;
+            memcpy(cached(run, s, 0, head) + position * dim, key, (size_t)dim * sizeof(float));
+            memcpy(cached(run, s, 1, head) + position * dim, value, (size_t)dim * sizeof(float));
+        }
+    }
+}
+
+/* One key head, and the queries of up to QUERIES tokens that look at it. */
+static void attend_tokens(const struct run *run, const struct segment *s, int64_t first, int64_t kv_head)
+{
+    const struct block *b = run->block;
+    const int64_t dim = b->head_dim, group = b->n_heads / b->n_kv_heads;
+    const int64_t left = s->length - first, n_tokens = left < QUERIES ? left : QUERIES;
+    const float *keys = cached(run, s, 0, kv_head), *values = cached(run, s, 1, kv_head);
+    const float *q[4];
+    float *out[4];
+    int64_t n_seen[4];
+    int n = 0;
+    for (int64_t i = 0; i < n_tokens * group; i++) {
+        const int64_t token = first + i / group, row = s->first_row + token, head = kv_head * group + i % group;
+        q[n] = run->wide + row * b->qkv->rows + head * dim;
+        out[n] = run->mixed + (row * b->n_heads + head) * dim;
+        n_seen[n++] = s->position + token + 1;
+        if (n == 4 || i + 1 == n_tokens * group) {
+            used->attend(n, q, keys, values, n_seen, dim, out);
+            n = 0;
+        }
+    }
+}
+
+static void attention(struct run *run, int step)
+{
+    const int64_t kv_heads = run->block->n_kv_heads;
+    int64_t unit = atomic_fetch_add(&run->next[step], 1), before = 0;
+    for (int64_t i = 0; i < run->n_segments; i++) {
+        const struct segment *s = &run->segments[i];
+        const int64_t units = (s->length + QUERIES - 1) / QUERIES * kv_heads;
+        for (; unit < before + units; unit = atomic_fetch_add(&run->next[step], 1))
+            attend_tokens(run, s, (unit - before) / kv_heads * QUERIES, (unit - before) % kv_heads);
+        before += units;
+    }
+}
+
+static void take_over(struct run *run, int step, int product, float *rows, int64_t stride, int gated)
+{
+    struct product *to = &run->products[product];
+    EACH_TOKEN(run, step)
+    {
+        float *row = rows + t * stride;
+        if (gated)
+            used->gate(row, row + to->x_columns, to->x_columns);
+        prepare_token(to, t, row);
+    }
+}
+
+static void run_block(void *argument)
+{
+    struct run *run = argument;
+    const struct block *b = run->block;
+    normalize(run, 0, QKV, b->attention_norm);
+    wait_for_all(run->threads);
+    multiply_part(&run->products[QKV]);
+    wait_for_all(run->threads);
+    rotate_and_store(run, 1);
+    wait_for_all(run->threads);
+    attention(run, 2);
+    wait_for_all(run->threads);
+    take_over(run, 3, OUTPUT, run->mixed, b->n_heads * b->head_dim, 0);
+    wait_for_all(run->threads);
+    multiply_part(&run->products[OUTPUT]);
+    wait_for_all(run->threads);
+    normalize(run, 4, GATE_UP, b->mlp_norm);
+    wait_for_all(run->threads);
+    multiply_part(&run->products[GATE_UP]);
+    wait_for_all(run->threads);
+    take_over(run, 5, DOWN, run->wide, b->gate_up->rows, 1);
+    wait_for_all(run->threads);
+    multiply_part(&run->products[DOWN]);
+}
+
+static int64_t larger(int64_t x, int64_t y) { return x > y ? x : y; }
+
+/* Pass `x` [tokens, hidden] through a block, in place. 0 when there was no memory. */
+EXPORT int cake_block(const struct block *b, int64_t index, float *x, int64_t tokens, const float *cos,
+                      const float *sin, const struct segment *segments, int64_t n_segments, int64_t threads)
+{
+    threads = parallel ? threads : 1;
+    const int64_t hidden = b->output->rows, inner = b->gate_up->rows / 2, mixed = b->n_heads * b->head_dim;
+    struct run run = {.block = b, .index = index, .segments = segments, .n_segments = n_segments, .tokens = tokens,
+                      .threads = threads, .x = x, .cos = cos, .sin = sin};
+    const struct matrix *matrices[] = {b->qkv, b->output, b->gate_up, b->down};
+    const int64_t columns[] = {hidden, mixed, hidden, inner};
+    size_t most = 0;
+    for (int i = 0; i < 4; i++) {
+        const size_t bytes = activation_bytes(matrices[i], tokens);
+        most = bytes > most ? bytes : most;
+    }
+    const size_t wide = (size_t)(tokens * larger(b->qkv->rows, b->gate_up->rows)) * sizeof(float);
+    char *memory = at_least(wide + (size_t)(tokens * mixed) * sizeof(float) + most);
+    if (!memory)
+        return 0;
+    run.wide = (float *)memory;
+    run.mixed = (float *)(memory + wide);
+    for (int i = 0; i < 4; i++) {
+        const int adds = i == OUTPUT || i == DOWN;
+        run.products[i] = new_product(matrices[i], tokens, columns[i], adds ? x : run.wide, adds, threads);
+        set_activations(&run.products[i], run.mixed + tokens * mixed);
+    }
+    on_threads(run_block, &run, threads);
+    return 1;
+}

@@ -1,0 +1,116 @@
+"""A transformer block in one call of Cake's own CPU kernels, where cake.model.llama makes thirty of torch's.
+
+Computes the same: float32 activations and caches, and matrices of any form that the kernels know.
+"""
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cake.kernels import POINTER, SIZE, library
+from cake.kernels.matrix import NativeMatrix
+
+FEW_TOKENS = 8
+HEAD_DIM_STEP = 32  # the widest instruction set takes two vectors of 16 channels at once
+
+
+class _Block(ctypes.Structure):
+    """`struct block` of block.h."""
+
+    _fields_ = (
+        ("attention_norm", POINTER),
+        ("mlp_norm", POINTER),
+        ("qkv", POINTER),
+        ("output", POINTER),
+        ("gate_up", POINTER),
+        ("down", POINTER),
+        ("n_heads", SIZE),
+        ("n_kv_heads", SIZE),
+        ("head_dim", SIZE),
+        ("eps", ctypes.c_double),
+    )
+
+
+class _Segment(ctypes.Structure):
+    """`struct segment` of block.h."""
+
+    _fields_ = (
+        ("first_row", SIZE),
+        ("length", SIZE),
+        ("position", SIZE),
+        ("capacity", SIZE),
+        ("cache", POINTER),
+    )
+
+
+class FusedStep:
+    """What all blocks of a stage share while one batch passes through them, in the kernels' form.
+
+    `segments` are `(first_row, length, position, storage)`, storage a session's cache `[n_blocks, 2,
+    n_kv_heads, capacity, head_dim]`; cosines and sines `[n_tokens, 1, head_dim]`.
+    """
+
+    def __init__(
+        self, segments: Sequence[tuple[int, int, int, Tensor]], cos: Tensor, sin: Tensor, threads: int
+    ) -> None:
+        self._kept = [cos, sin, *(storage for *_, storage in segments)]  # alive as long as the addresses
+        self.cos, self.sin, self.threads = cos.data_ptr(), sin.data_ptr(), threads
+        self.segments = (_Segment * len(segments))(
+            *(
+                _Segment(first, length, position, storage.shape[3], storage.data_ptr())
+                for first, length, position, storage in segments
+            )
+        )
+
+
+class FusedBlock:
+    """The weights of one block, as addresses."""
+
+    def __init__(
+        self,
+        norms: tuple[Tensor, Tensor],
+        matrices: tuple[NativeMatrix, NativeMatrix, NativeMatrix, NativeMatrix],
+        heads: tuple[int, int, int],
+        eps: float,
+    ) -> None:
+        """Norms of attention and MLP; qkv, output, gate_up, down; `n_heads, n_kv_heads, head_dim`."""
+        kernels = library()
+        assert kernels is not None, "whoever made the matrices has asked whether the kernels are there"
+        self._call = kernels.cake_block
+        self._kept = (norms, matrices)
+        self._quantized = all(matrix.bits < 16 for matrix in matrices)
+        pointers = [norm.data_ptr() for norm in norms] + [matrix.address for matrix in matrices]
+        self._block = _Block(*pointers, *heads, eps)
+        self._address = ctypes.addressof(self._block)
+
+    def pays(self, n_tokens: int) -> bool:
+        """Whether this is faster than torch for so many tokens.
+
+        Its product with bfloat16 reads weights once, which is all that counts for a few tokens; for
+        many, arithmetic counts, and torch's float32 one is ahead.
+        """
+        return self._quantized or n_tokens <= FEW_TOKENS
+
+    def __call__(self, x: Tensor, index: int, step: FusedStep) -> None:
+        """Pass contiguous float32 `[n_tokens, hidden_size]` through the block, in place."""
+        segments = step.segments
+        done = self._call(
+            self._address,
+            index,
+            x.data_ptr(),
+            x.shape[0],
+            step.cos,
+            step.sin,
+            segments,
+            len(segments),
+            step.threads,
+        )
+        if not done:
+            raise MemoryError("no memory for the activations of a batch")
+
+
+def can_fuse(dtype: torch.dtype, head_dim: int, biased: bool) -> bool:
+    """Whether the kernels can run a block of this kind, if they have its matrices."""
+    return dtype == torch.float32 and head_dim % HEAD_DIM_STEP == 0 and not biased

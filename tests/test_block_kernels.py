@@ -1,0 +1,127 @@
+"""Blocks fused by Cake's own CPU kernels against the same blocks in torch, and quantized ones in both."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_tiny_llama
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cake import kernels
+from cake.device import DeviceThread
+from cake.model import linear
+from cake.model.batch import Batch, Segment
+from cake.model.linear import Placement, Quantization
+from cake.stage import LocalStage
+from cake.weights.checkpoint import Checkpoint
+
+pytestmark = pytest.mark.skipif(not kernels.instruction_sets(), reason="no compiled kernels here")
+
+# A prompt, a token, its continuation beside two others, three tokens of three sessions, a rewind.
+BATCHES: list[tuple[tuple[int, int, int], ...]] = [
+    ((1, 0, 70),),
+    ((1, 70, 1),),
+    ((1, 71, 30), (2, 0, 10), (3, 0, 5)),
+    ((1, 101, 1), (2, 10, 1), (3, 5, 1)),
+    ((1, 60, 3), (2, 11, 2)),
+]
+
+
+WIDE = {
+    "head_dim": 32,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "hidden_size": 96,
+    "initializer_range": 0.08,  # small, so that rounding does not grow from block to block
+}
+
+
+def stored_in_bfloat16(folder: Path) -> Path:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: x.bfloat16() for name, x in tensors.items()}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With heads wide enough for the fused block, and three queries to a key."""
+    return stored_in_bfloat16(make_tiny_llama(tmp_path_factory.mktemp("wide"), **WIDE))
+
+
+async def stage_of(model: Path, quantize: Quantization, threads: int = 1) -> LocalStage:
+    thread = DeviceThread(Placement(torch.device("cpu"), torch.float32, quantize), threads)
+    checkpoint = Checkpoint(model)
+    stage = LocalStage("here", range(checkpoint.config.n_blocks), checkpoint.config, 512, thread)
+    await thread.run(stage.load, checkpoint)
+    return stage
+
+
+def in_torch(stage: LocalStage) -> LocalStage:
+    for block in stage._layers:
+        block.fused = None
+    return stage
+
+
+def states(n_tokens: int) -> Tensor:
+    return torch.randn(n_tokens, 96, generator=torch.Generator().manual_seed(n_tokens))
+
+
+async def run(stage: LocalStage, batches: Sequence[Sequence[tuple[int, int, int]]]) -> list[Tensor]:
+    results = []
+    for segments in batches:
+        hidden = states(sum(length for _, _, length in segments))
+        batch = Batch(hidden, tuple(Segment(*segment) for segment in segments))
+        results.append((await stage.forward(batch)).hidden)
+    return results
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+async def test_a_fused_block_computes_what_torch_does(
+    model: Path, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cake.kernels.block.FEW_TOKENS", 10**6)
+    fused = await stage_of(model, "none", threads)
+    assert all(block.fused for block in fused._layers)
+    plain = in_torch(await stage_of(model, "none"))
+    for found, expected in zip(await run(fused, BATCHES), await run(plain, BATCHES), strict=True):
+        assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+async def test_quantized_results_do_not_depend_on_the_batch(model: Path, quantize: Quantization) -> None:
+    """However a prompt is cut and whoever travels along, to the last bit: the text stays the same."""
+    stage, hidden = await stage_of(model, quantize), states(70)
+    whole = (await stage.forward(Batch(hidden, (Segment(1, 0, 70),)))).hidden
+    position = 0
+    for length in (1, 2, 3, 4, 7, 13, 40):
+        company = states(length)
+        segments = (Segment(3, 0, length), Segment(2, position, length))
+        rows = slice(position, position + length)
+        both = (await stage.forward(Batch(torch.cat((company, hidden[rows])), segments))).hidden
+        assert torch.equal(both[length:], whole[rows])
+        position += length
+
+
+@pytest.mark.parametrize(("quantize", "most"), [("int8", 0.02), ("int4", 0.25)])
+@pytest.mark.parametrize("where", ["fused", "native", "portable"])
+async def test_a_quantized_stage_is_near_the_full_one(
+    model: Path, quantize: Quantization, most: float, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = await run(await stage_of(model, "none"), BATCHES)
+    if where == "portable":
+        monkeypatch.setattr(linear.kernels, "library", lambda: None)
+    stage = await stage_of(model, quantize)
+    assert stage.weights == quantize
+    if where != "fused":
+        in_torch(stage)
+    for found, full in zip(await run(stage, BATCHES), expected, strict=True):
+        assert (found - full).norm() <= most * full.norm()
+
+
+async def test_biases_and_narrow_heads_are_left_to_torch(tiny_model: Path, tmp_path: Path) -> None:
+    biased = make_tiny_llama(tmp_path, attention_bias=True, head_dim=32)
+    for folder in (tiny_model, biased):
+        stage = await stage_of(folder, "int8")
+        assert not any(block.fused for block in stage._layers)
