@@ -176,7 +176,7 @@ POSITIVE = click.IntRange(min=1)
     default="none",
     show_default=True,
     help="Keep the matrices of this node in fewer bits: int8 takes half of bfloat16's memory and "
-    "hardly changes the text, int4 a quarter and changes it a little. Nodes may differ.",
+    "hardly changes the text, int4 a quarter (the head: int8) and changes it a little. Nodes may differ.",
 )
 @click.option("--device", help="cuda:1, mps, xpu, cpu ...  [default: the best present]")
 @click.option("--cpu", is_flag=True, help="The same as --device cpu.")

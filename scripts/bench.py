@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Measure Cake: frame round trip, prompt and generation speed, locally and over workers.
 
-    .venv/bin/python scripts/bench.py [--model FOLDER] [--workers 2] [--json]
+    .venv/bin/python scripts/bench.py [--model FOLDER] [--workers 2] [--quality] [--llama-cpp] [--json]
 
-Workers are real processes on loopback. Each figure is the median of several runs, after one that is
+Workers are real processes on loopback. Each speed is the median of several runs, after one that is
 not counted; a table or, with --json, one JSON object goes to stdout.
 """
 
@@ -19,9 +19,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
+from peer import check_python, running_llama_cpp
+from quality import measure_quality, quality_lines
 from round_trip import HIDDEN_SIZE, echo_worker, measure_round_trips
 
 from cake.device import DeviceThread, available_cores, choose_dtype
@@ -69,6 +72,16 @@ class Lengths:
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: as cake-cli]")
 @click.option("--quantize", type=click.Choice(["none", "int8", "int4"]), default="none", show_default=True)
 @click.option("--round-trips", type=click.IntRange(min=1), default=2000, show_default=True)
+@click.option("--quality", "with_quality", is_flag=True, help="Add what int8 and int4 cost in quality.")
+@click.option(
+    "--quality-tokens", type=click.IntRange(min=512), default=8192, show_default=True, help="Tokens scored."
+)
+@click.option("--llama-cpp", "with_llama_cpp", is_flag=True, help="Add llama.cpp's speed, run by run.")
+@click.option(
+    "--llama-python",
+    type=click.Path(exists=True, dir_okay=False),
+    help="A Python that has llama-cpp-python.  [default: this one]",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def bench(
     model: str | None,
@@ -78,11 +91,18 @@ def bench(
     dtype: str | None,
     quantize: Quantization,
     round_trips: int,
+    with_quality: bool,
+    quality_tokens: int,
+    with_llama_cpp: bool,
+    llama_python: str | None,
     as_json: bool,
     **lengths: int,
 ) -> None:
     """Run the scenarios one after another."""
     sizes = Lengths(**lengths)
+    peer_python = (llama_python or sys.executable) if with_llama_cpp else None
+    if peer_python:
+        check_python(peer_python)
     torch.set_num_threads(1)
     with echo_worker() as port:
         round_trip = asyncio.run(measure_round_trips(port, round_trips))
@@ -90,7 +110,8 @@ def bench(
     local_threads = threads or available_cores()
     cpu = torch.device("cpu")
     placement = Placement(cpu, choose_dtype(dtype, checkpoint.config.dtype, cpu), quantize)
-    speeds = [asyncio.run(measure(checkpoint, Topology({}), placement, local_threads, sizes))]
+    local, peer = measure_here(checkpoint, placement, local_threads, sizes, peer_python)
+    speeds = [local]
     if workers:
         share = worker_threads or max(1, available_cores() // workers)
         with running_workers(checkpoint, workers, share, placement) as topology:
@@ -103,11 +124,16 @@ def bench(
         "read_bytes_per_s": round(read_bandwidth(local_threads)),
         "round_trip_us": round_trip,
         "speeds": [asdict(speed) for speed in speeds],
+        "llama_cpp": asdict(peer) if peer else None,
+        "ours_by_llama_cpp": ratio(local, peer) if peer else None,
+        "quality": None,
     }
+    if with_quality:
+        result["quality"] = asyncio.run(measure_quality(checkpoint, quality_tokens, local_threads))
     click.echo(json.dumps(result)) if as_json else click.echo(table(result))
 
 
-def table(result: dict) -> str:
+def table(result: dict[str, Any]) -> str:
     """The result for a person."""
     trip = result["round_trip_us"]
     rows = [["", "prompt", "generation", "network per message"]]
@@ -118,8 +144,10 @@ def table(result: dict) -> str:
             f"{speed['generation_tokens_per_s']:.1f} tokens/s",
             f"{speed['network_us_per_message']:.0f} µs",
         ]
-        for speed in result["speeds"]
+        for speed in [*result["speeds"], *filter(None, [result["llama_cpp"]])]
     ]
+    if ratios := result["ours_by_llama_cpp"]:
+        rows.append(["local / llama.cpp", *(f"{ratios[name]:.2f}" for name in ("prompt", "generation")), ""])
     return "\n".join(
         [
             f"round trip of {HIDDEN_SIZE} channels in bfloat16 over loopback, medians: "
@@ -128,6 +156,7 @@ def table(result: dict) -> str:
             f"{result['model']} in {result['dtype']}, quantize {result['quantize']}, "
             f"prompt of {result['prompt']}, {result['generate']} generated, median of {result['runs']}:",
             *columns(rows),
+            *(["", *quality_lines(result["quality"])] if result["quality"] else []),
         ]
     )
 
@@ -135,8 +164,33 @@ def table(result: dict) -> str:
 # A real model, here or over workers.
 
 
+def measure_here(
+    checkpoint: Checkpoint, placement: Placement, threads: int, sizes: Lengths, peer_python: str | None
+) -> tuple[Speed, Speed | None]:
+    """The speed without workers and, given a Python that has it, llama.cpp's; their runs take turns."""
+    if peer_python is None:
+        return asyncio.run(measure(checkpoint, Topology({}), placement, threads, sizes)), None
+    work = (placement.quantize, threads, sizes.prompt, sizes.generate)
+    with running_llama_cpp(peer_python, checkpoint, *work) as peer:
+        local = asyncio.run(measure(checkpoint, Topology({}), placement, threads, sizes, peer.run))
+    return local, Speed(peer.name, *peer.medians(), 0.0)
+
+
+def ratio(ours: Speed, theirs: Speed) -> dict[str, float]:
+    """How many times as fast ours is."""
+    return {
+        "prompt": ours.prompt_tokens_per_s / theirs.prompt_tokens_per_s,
+        "generation": ours.generation_tokens_per_s / theirs.generation_tokens_per_s,
+    }
+
+
 async def measure(
-    checkpoint: Checkpoint, topology: Topology, placement: Placement, threads: int, sizes: Lengths
+    checkpoint: Checkpoint,
+    topology: Topology,
+    placement: Placement,
+    threads: int,
+    sizes: Lengths,
+    after_run: Callable[[], object] = lambda: None,
 ) -> Speed:
     """Run the prompt and the generation of `sizes` over a topology."""
     thread = DeviceThread(placement, threads)
@@ -144,14 +198,17 @@ async def measure(
     pipeline = await open_pipeline(checkpoint, topology, thread, context, Patience())
     try:
         generator = Generator(pipeline, Tokenizer(checkpoint.folder), frozenset())
-        runs = [await one_run(generator, sizes) for _ in range(sizes.runs + 1)][1:]
+        runs = []
+        for _ in range(sizes.runs + 1):
+            runs.append(await one_run(generator, sizes))
+            after_run()
     finally:
         await pipeline.close()
     setup = f"{len(topology.nodes)} workers" if topology.nodes else "local"
     return Speed(
         f"{setup}, {threads} thread{'s' * (threads > 1)}{' each' * bool(topology.nodes)}",
-        statistics.median(prompt for prompt, _ in runs),
-        statistics.median(generation for _, generation in runs),
+        statistics.median(prompt for prompt, _ in runs[1:]),
+        statistics.median(generation for _, generation in runs[1:]),
         network_us_per_message(pipeline),
     )
 

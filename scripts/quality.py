@@ -1,0 +1,231 @@
+"""What quantization costs in quality: every mode beside float32, over the standard library's documentation.
+
+`bench.py --quality` calls this. The text, the docstrings of some modules of the Python that runs, is cut
+into windows of at most 512 tokens, each a session of its own; the first 64 of a window (taken from the
+end of the one before) only give context. Whole windows go through as a prompt does; from the first one
+256 tokens go through one by one as well, as in generation, whose kernels may be others.
+"""
+
+import ast
+import contextlib
+import platform
+import sysconfig
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from cake.device import DeviceThread
+from cake.model.batch import Segment
+from cake.model.linear import Placement, Quantization
+from cake.model.tokenizer import Tokenizer
+from cake.pipeline import Pipeline, open_pipeline
+from cake.remote import Patience
+from cake.text import columns
+from cake.topology import Topology
+from cake.weights.checkpoint import Checkpoint
+from cake.weights.demo_model import NAME, cache_directory
+
+MODES: tuple[Quantization, ...] = ("none", "int8", "int4")
+WINDOW, CONTEXT, ONE_BY_ONE = 512, 64, 256
+ROWS = 64  # positions whose distributions are held at once
+MODULES = """
+argparse ast bisect calendar cmd collections configparser contextlib csv dataclasses datetime difflib doctest
+email enum fractions functools heapq http inspect json logging random statistics string subprocess tempfile
+textwrap threading typing unittest urllib
+"""
+ONCE_INT4 = "the demo model's weights were 4-bit once (Q4_1), which flatters int4"
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How far a mode's predictions are from the float32 ones, on average over so many tokens."""
+
+    mode: Quantization
+    run_as: str
+    tokens: int
+    kl_nats: float
+    perplexity_percent: float
+    same_top_percent: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Token ids that run from position 0; `targets` follow the last `len(targets)` of them."""
+
+    ids: list[int]
+    targets: Tensor
+
+    @property
+    def context(self) -> int:
+        """How many tokens at its start are not scored."""
+        return len(self.ids) - len(self.targets)
+
+
+async def measure_quality(checkpoint: Checkpoint, n_tokens: int, threads: int) -> dict[str, Any]:
+    """Score `n_tokens` tokens in every mode, all of them open side by side."""
+    todo = windows(Tokenizer(checkpoint.folder), n_tokens, min(WINDOW, checkpoint.config.context))
+    few = Window(todo[0].ids[: todo[0].context + ONE_BY_ONE], todo[0].targets[:ONE_BY_ONE])
+    total = len(MODES) * (sum(len(window.ids) for window in todo) + len(few.ids))
+    async with contextlib.AsyncExitStack() as stack:
+        pipelines = {}
+        for mode in MODES:
+            pipelines[mode] = await open_local(checkpoint, mode, threads)
+            stack.push_async_callback(pipelines[mode].close)
+        bar: tqdm[Any]
+        with tqdm(total=total, desc="quality", unit="token", delay=2, leave=False) as bar:
+            prompts = [await score(pipelines, window, bar) for window in todo]
+            singles = await score(pipelines, few, bar, one_by_one=True)
+    as_prompt = {mode: torch.cat([scores[mode] for scores in prompts]) for mode in MODES}
+    flattered = checkpoint.name == NAME and cache_directory().resolve() in checkpoint.folder.resolve().parents
+    figures = []
+    for mode in MODES:
+        note = ONCE_INT4 if mode == "int4" and flattered else ""
+        figures += [
+            summary(mode, "prompt", as_prompt[mode], note),
+            summary(mode, f"prompt, first {ONE_BY_ONE}", as_prompt[mode][:ONE_BY_ONE]),
+            summary(mode, "one by one, the same", singles[mode]),
+        ]
+    return {
+        "text": f"docstrings of Python {platform.python_version()}'s standard library",
+        "window": WINDOW,
+        "unscored_context": CONTEXT,
+        "reference": "float32, none, run as a prompt",
+        "reference_perplexity": as_prompt["none"][:, 1].mean().exp().item(),
+        "figures": [asdict(figure) for figure in figures],
+    }
+
+
+async def open_local(checkpoint: Checkpoint, mode: Quantization, threads: int) -> Pipeline:
+    """The whole model on this CPU, in float32 but for its weights."""
+    thread = DeviceThread(Placement(torch.device("cpu"), torch.float32, mode), threads)
+    context = min(WINDOW, checkpoint.config.context)
+    return await open_pipeline(checkpoint, Topology({}), thread, context, Patience())
+
+
+# The text.
+
+
+def windows(tokenizer: Tokenizer, n_tokens: int, size: int) -> list[Window]:
+    """Windows of at most `size` tokens that score `n_tokens` in all; each begins as the model wants."""
+    start, ids = tokenizer.encode(""), []
+    for text in documentation():
+        ids += tokenizer.encode(text, start=False)
+        if len(ids) > n_tokens + CONTEXT:
+            break
+    else:
+        raise click.ClickException(f"--quality-tokens: the text has only {len(ids) - CONTEXT - 1} tokens")
+    step = size - len(start) - CONTEXT
+    found = []
+    for first in range(0, n_tokens, step):
+        end = CONTEXT + min(first + step, n_tokens)
+        targets = torch.tensor(ids[first + CONTEXT + 1 : end + 1])
+        found.append(Window(start + ids[first:end], targets))
+    return found
+
+
+def documentation() -> Iterator[str]:
+    """The docstrings of `MODULES`, a module at a time, read without importing them."""
+    library = Path(sysconfig.get_paths()["stdlib"])
+    for name in MODULES.split():
+        folder = library / name
+        files = sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+        for file in files:
+            if file.is_file():
+                nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+                texts = [ast.get_docstring(node) for node in nodes if isinstance(node, DOCUMENTED)]
+                yield "".join(f"{text}\n\n" for text in texts if text)
+
+
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+# The scores: of each token its KL divergence, the reference's and the mode's surprise, and whether the
+# top token is the same, `[n_tokens, 4]`.
+
+
+async def score(
+    pipelines: Mapping[Quantization, Pipeline], window: Window, bar: "tqdm[Any]", one_by_one: bool = False
+) -> dict[Quantization, Tensor]:
+    """Scores of a window in every mode; the reference is `none` as a prompt, whatever the modes run as."""
+    reference = await run(pipelines["none"], window, False)
+    hidden = {}
+    for mode, pipeline in pipelines.items():
+        same = mode == "none" and not one_by_one
+        hidden[mode] = reference if same else await run(pipeline, window, one_by_one)
+        bar.update(len(window.ids))
+    found: dict[Quantization, list[Tensor]] = {mode: [] for mode in pipelines}
+    for start in range(0, len(window.targets), ROWS):
+        rows = slice(start, start + ROWS)
+        expected = await log_probabilities(pipelines["none"], reference[rows], False)
+        for mode, pipeline in pipelines.items():
+            got = expected
+            if hidden[mode] is not reference:
+                got = await log_probabilities(pipeline, hidden[mode][rows], one_by_one)
+            found[mode].append(compare(expected, got, window.targets[rows]))
+    return {mode: torch.cat(parts) for mode, parts in found.items()}
+
+
+async def run(pipeline: Pipeline, window: Window, one_by_one: bool) -> Tensor:
+    """Hidden states of the tokens that are scored; all at once, or one by one after the context."""
+    if not one_by_one:
+        return (await forward(pipeline, 0, window.ids))[window.context :]
+    await forward(pipeline, 0, window.ids[: window.context])
+    positions = range(window.context, len(window.ids))
+    return torch.cat([await forward(pipeline, i, window.ids[i : i + 1]) for i in positions])
+
+
+async def forward(pipeline: Pipeline, position: int, ids: list[int]) -> Tensor:
+    """Run ids from `position` on; at 0 the session is a new one, since what lies beyond is forgotten."""
+    return await pipeline.forward(ids, [Segment(0, position, len(ids))])
+
+
+async def log_probabilities(pipeline: Pipeline, hidden: Tensor, one_by_one: bool) -> Tensor:
+    """Of the next token, `[n, vocab_size]`; float64, since small divergences are differences of them."""
+    parts = torch.split(hidden, 1 if one_by_one else ROWS)
+    logits = torch.cat([await pipeline.choose(part, lambda logits: logits) for part in parts])
+    return logits.double().log_softmax(1)
+
+
+def compare(expected: Tensor, got: Tensor, targets: Tensor) -> Tensor:
+    """Scores, from log-probabilities `[n, vocab_size]` and the tokens that follow `[n]`."""
+    divergence = (expected.exp() * (expected - got)).sum(1)
+    surprises = [-each.gather(1, targets[:, None])[:, 0] for each in (expected, got)]
+    same_top = expected.argmax(1) == got.argmax(1)
+    return torch.stack([divergence, *surprises, same_top.double()], 1)
+
+
+def summary(mode: Quantization, run_as: str, scores: Tensor, note: str = "") -> Quality:
+    """Averages of scores."""
+    divergence, expected, got, same_top = scores.mean(0).tolist()
+    worse = torch.tensor(got - expected, dtype=torch.float64).expm1().item()
+    return Quality(mode, run_as, len(scores), divergence, 100 * worse, 100 * same_top, note)
+
+
+def quality_lines(result: dict[str, Any]) -> list[str]:
+    """The result for a person."""
+    rows = [["", "run as", "tokens", "KL divergence", "perplexity", "same top token", ""]]
+    rows += [
+        [
+            figure["mode"],
+            figure["run_as"],
+            str(figure["tokens"]),
+            f"{figure['kl_nats']:.2g} nats",
+            f"{figure['perplexity_percent']:+.2f} %",
+            f"{figure['same_top_percent']:.2f} %",
+            figure["note"],
+        ]
+        for figure in result["figures"]
+    ]
+    return [
+        f"quality beside {result['reference']}, whose perplexity is {result['reference_perplexity']:.2f}; "
+        f"{result['text']},",
+        f"in windows of {result['window']} tokens, the first {result['unscored_context']} not scored:",
+        *columns(rows),
+    ]
