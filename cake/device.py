@@ -13,6 +13,7 @@ import torch
 from cake import kernels
 from cake.errors import CakeError
 from cake.model.linear import Placement
+from cake.neighbours import announce_threads
 from cake.options import ComputeOptions
 from cake.protocol.tensors import DTYPES
 
@@ -62,7 +63,10 @@ def choose_placement(compute: ComputeOptions, checkpoint_dtype: str) -> Placemen
             "Cake's own CPU kernels were not built (that takes a C compiler when Cake is installed); "
             "torch's serve, which are slower"
         )
-    return Placement(device, choose_dtype(compute.dtype, checkpoint_dtype, device), compute.quantize)
+    dtype = choose_dtype(compute.dtype, checkpoint_dtype, device)
+    if compute.dtype is None and compute.quantize != "none" and device.type == "cpu":
+        dtype = torch.float32  # in which the kernels for quantized weights take and give activations
+    return Placement(device, dtype, compute.quantize)
 
 
 def choose_context(chosen: int | None, of_model: int) -> int:
@@ -94,6 +98,11 @@ class DeviceThread:
         self.placement = placement
         self._stopping = threading.Event()
         self._threads = threads or available_cores()
+        crowded = (
+            announce_threads(self._threads, available_cores()) if placement.device.type == "cpu" else None
+        )
+        if crowded:
+            log.warning("%s", crowded)
         # The caller's thread converts and copies a little; a second pool of threads for that would
         # only get in the way of the device's own.
         torch.set_num_threads(1)

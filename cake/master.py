@@ -15,6 +15,7 @@ from cake.model.sampling import SamplingParams
 from cake.model.tokenizer import Tokenizer
 from cake.options import MasterOptions, SamplingOptions
 from cake.pipeline import open_pipeline
+from cake.progress import loading_bar
 from cake.remote import Patience
 from cake.report import Answer, as_json, closing_lines, topology_table
 from cake.session import Session
@@ -92,8 +93,9 @@ class Master:
         context = choose_context(compute.context, checkpoint.config.context)
         thread = DeviceThread(placement, compute.threads)
         layout = self._topology.layout(checkpoint.config.n_blocks)
-        n_local = sum(len(span) for node, span in layout if node is None)
-        with tqdm(total=n_local, desc="loading", unit="block", delay=2, leave=False) as bar:
+        blocks = [block for node, span in layout if node is None for block in span]
+        total = sum(map(checkpoint.bytes_of, [*blocks, None]))
+        with loading_bar(total) as bar:
             try:
                 pipeline = await open_pipeline(
                     checkpoint, self._topology, thread, context, patience, bar.update

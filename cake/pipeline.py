@@ -21,7 +21,7 @@ from cake.topology import MASTER, Node, Topology
 from cake.weights.checkpoint import Checkpoint
 
 T = TypeVar("T")
-OnBlock = Callable[[], object]
+OnBytes = Callable[[int], object]
 
 
 class Pipeline:
@@ -81,7 +81,7 @@ async def open_pipeline(
     thread: DeviceThread,
     context: int,
     patience: Patience,
-    on_block: OnBlock = lambda: None,
+    on_bytes: OnBytes = lambda _: None,
 ) -> Pipeline:
     """Connect to every node, then load what remains here, so that a bad node is found out first.
 
@@ -98,9 +98,10 @@ async def open_pipeline(
                 stages.append(RemoteStage(workers[node.name], span))
                 continue
             local = LocalStage(MASTER, span, config, context, thread)
-            await thread.run(local.load, checkpoint, on_block)
+            await thread.run(local.load, checkpoint, lambda block: on_bytes(checkpoint.bytes_of(block)))
             stages.append(local)
         embedding, head = await thread.run(load_ends, checkpoint, config, thread.placement)
+        on_bytes(checkpoint.bytes_of(None))
     except BaseException:
         await asyncio.gather(*(worker.close() for worker in workers.values()))
         raise

@@ -17,7 +17,7 @@ from torch import Tensor
 from cake.device import DeviceThread
 from cake.errors import CakeError, SessionLostError
 from cake.kernels.block import FusedBlock
-from cake.model.batch import Batch, Segment, Step, fused_step
+from cake.model.batch import Batch, Segment, Step, cut, fused_step
 from cake.model.cache import SessionCache
 from cake.model.config import ModelConfig
 from cake.model.linear import TensorSource
@@ -25,6 +25,8 @@ from cake.model.llama import Block
 from cake.model.rope import rope_table
 from cake.protocol.messages import WireTensor
 from cake.protocol.tensors import NAMES, from_wire, to_wire
+
+FUSED_TOKENS = 128  # at once: more would take more memory for what lies between the products, not less time
 
 
 @dataclass
@@ -116,12 +118,12 @@ class LocalStage:
         """Sessions with a cache here."""
         return len(self._caches)
 
-    def load(self, source: TensorSource, on_block: Callable[[], object] = lambda: None) -> None:
-        """Read the span's weights; `on_block` is called after each block."""
+    def load(self, source: TensorSource, on_block: Callable[[int], object] = lambda _: None) -> None:
+        """Read the span's weights; `on_block` is called with each block's number when it is there."""
         for number in self.blocks:
             self._thread.check()
             self._layers.append(Block(source, self._config, number, self._placement))
-            on_block()
+            on_block(number)
 
     async def forward(self, batch: Batch) -> Computed:
         """Run a batch through the span and add its tokens to their sessions' caches."""
@@ -181,11 +183,13 @@ class LocalStage:
         caches: Sequence[SessionCache],
         blocks: Sequence[FusedBlock],
     ) -> Tensor:
-        step = fused_step(segments, caches, self._rope)
         hidden = hidden.clone(memory_format=torch.contiguous_format)  # it is the caller's
-        for index, block in enumerate(blocks):
-            self._thread.check()
-            block(hidden, index, step)
+        cache_of = {segment.session: cache for segment, cache in zip(segments, caches, strict=True)}
+        for rows, part in cut(segments, FUSED_TOKENS):
+            step = fused_step(part, [cache_of[segment.session] for segment in part], self._rope)
+            for index, block in enumerate(blocks):
+                self._thread.check()
+                block(hidden[rows], index, step)
         return hidden
 
     def _check(self, segment: Segment) -> None:

@@ -8,13 +8,12 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from tqdm import tqdm
-
 from cake.device import DeviceThread, choose_context, choose_placement
 from cake.errors import CakeError
 from cake.memory import peak_memory_bytes
 from cake.net.listener import bind
 from cake.options import WorkerOptions
+from cake.progress import loading_bar
 from cake.protocol.handshake import describe_spans
 from cake.stage import LocalStage
 from cake.text import human_bytes
@@ -100,10 +99,10 @@ async def _serve(options: WorkerOptions, node: Node, checkpoint: Checkpoint, lis
 
 async def _load(node: Node, checkpoint: Checkpoint, context: int, thread: DeviceThread) -> list[LocalStage]:
     stages = [LocalStage(node.name, span, checkpoint.config, context, thread) for span in node.spans]
-    total = sum(len(span) for span in node.spans)
-    with tqdm(total=total, desc="loading", unit="block", delay=2, leave=False) as bar:
+    total = sum(checkpoint.bytes_of(block) for span in node.spans for block in span)
+    with loading_bar(total) as bar:
         for stage in stages:
-            await thread.run(stage.load, checkpoint, bar.update)
+            await thread.run(stage.load, checkpoint, lambda block: bar.update(checkpoint.bytes_of(block)))
     return stages
 
 

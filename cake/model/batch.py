@@ -4,7 +4,7 @@ Rule 1 of the design. A prompt, a chunk of a prompt, one decoded token, drafted 
 eight users' next tokens are the same thing: rows, and segments over them.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -68,6 +68,23 @@ class Step:
             views.append(StepSegment(rows, segment.position, cache, mask))
             start = rows.stop
         return cls(cos, sin, tuple(views))
+
+
+def cut(segments: Sequence[Segment], most: int) -> Iterator[tuple[slice, list[Segment]]]:
+    """The same tokens in parts of at most `most`: each part's rows, and the segments in them."""
+    part: list[Segment] = []
+    first = end = 0
+    for segment in segments:
+        done = 0
+        while done < segment.length:
+            length = min(segment.length - done, most - (end - first))
+            part.append(Segment(segment.session, segment.position + done, length))
+            done, end = done + length, end + length
+            if end - first == most:
+                yield slice(first, end), part
+                part, first = [], end
+    if part:
+        yield slice(first, end), part
 
 
 def fused_step(segments: Sequence[Segment], caches: Sequence[SessionCache], table: RopeTable) -> FusedStep:

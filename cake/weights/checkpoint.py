@@ -136,6 +136,11 @@ class Checkpoint:
             )
         return file
 
+    def bytes_of(self, block: int | None) -> int:
+        """Stored bytes of a block's tensors, or of those that belong to no block."""
+        entries = [self.find(name)[1] for name in self.names() if block_of(name) == block]
+        return sum(entry.end - entry.start for entry in entries)
+
     def span_fingerprint(self, span: range) -> str | None:
         """16 hex digits for the weights of a span; none if some of its blocks are not known here."""
         marks = [self.block_fingerprint(block) for block in span]

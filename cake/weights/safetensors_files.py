@@ -27,6 +27,7 @@ from cake.errors import CheckpointError
 
 WINDOW_BYTES = 1 << 18  # small, so that what is freed leaves no holes in the heap; whole elements
 ROWS_BYTES = 4 << 20
+PART_BYTES = 8 << 20
 MAX_HEADER_BYTES = 100 << 20
 DTYPES = {
     "F64": torch.float64,
@@ -57,15 +58,30 @@ class SafetensorsFile:
         """Copy the tensor `name` into `destination`, which has its shape; converts dtypes."""
         entry = self.entries[name]
         dtype, flat = DTYPES[entry.dtype], destination.view(-1)
+        if flat.device.type == "cpu" and flat.dtype == dtype:
+            self._read_in_parts(entry, flat.view(torch.uint8))
+            return
         with self.path.open("rb", buffering=0) as file:
             file.seek(entry.start)
-            if flat.device.type == "cpu" and flat.dtype == dtype:
-                self._fill(file, flat)
-                return
             window = torch.empty(max(1, WINDOW_BYTES // dtype.itemsize), dtype=dtype)
             for part in torch.split(flat, window.numel()):
                 self._fill(file, window[: part.numel()])
                 part.copy_(window[: part.numel()])
+
+    def _read_in_parts(self, entry: TensorEntry, destination: Tensor) -> None:
+        """Into a tensor of bytes, by as many threads as torch computes with: one is busy copying pages."""
+
+        def read(start: int) -> None:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(entry.start + start)
+                self._fill(file, destination[start : start + PART_BYTES])
+
+        starts = range(0, destination.numel(), PART_BYTES)
+        if len(starts) < 2:
+            read(0)
+            return
+        with ThreadPoolExecutor(torch.get_num_threads(), "reader") as readers:
+            list(readers.map(read, starts))
 
     def rows(self, name: str) -> Iterator[Tensor]:
         """The matrix `name` as stored, some rows at a time, the next ones read meanwhile.
