@@ -41,6 +41,9 @@ static inline __attribute__((always_inline)) int32_t four_bytes(const void *p)
 #define MINUS_PRODUCT(sum, x, y) _mm256_fnmadd_ps(x, y, sum)
 #include "tile.h"
 
+/* A compiler that does not know it yet compiles the rest. */
+#if defined(__clang__) ? __clang_major__ >= 18 : __GNUC__ >= 11
+#define KNOWS_AVXVNNI 1
 #define TARGET __attribute__((target("avx2,fma,avxvnni")))
 #define NAME(x) avxvnni_##x
 #define LANES 8
@@ -68,6 +71,9 @@ static inline __attribute__((always_inline)) int32_t four_bytes(const void *p)
 #define PLUS_PRODUCT(sum, x, y) _mm256_fmadd_ps(x, y, sum)
 #define MINUS_PRODUCT(sum, x, y) _mm256_fnmadd_ps(x, y, sum)
 #include "tile.h"
+#else
+#define KNOWS_AVXVNNI 0
+#endif
 
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vnni")))
 #define NAME(x) avx512vnni_##x
@@ -148,7 +154,9 @@ static const struct named_set {
 } SETS[] = {
 #if defined(__x86_64__)
     {"avx512vnni", &avx512vnni_set},
+#if KNOWS_AVXVNNI
     {"avxvnni", &avxvnni_set},
+#endif
     {"avx2", &avx2_set},
 #elif defined(__aarch64__)
     {"neon", &neon_set},
@@ -163,7 +171,11 @@ static int has(const char *name)
     int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (!strcmp(name, "avx512vnni"))
         return avx2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni");
-    return avx2 && (strcmp(name, "avxvnni") || __builtin_cpu_supports("avxvnni"));
+#if KNOWS_AVXVNNI
+    if (!strcmp(name, "avxvnni"))
+        return avx2 && __builtin_cpu_supports("avxvnni");
+#endif
+    return avx2;
 #elif defined(__aarch64__) && defined(__linux__)
     return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
 #else

@@ -1,0 +1,187 @@
+/* Checks a transformer block of the kernels against the same in float64. Included by
+   kernels_reference.c. */
+
+struct block { /* as in block.h */
+    const float *attention_norm, *mlp_norm;
+    const struct matrix *qkv, *output, *gate_up, *down;
+    int64_t n_heads, n_kv_heads, head_dim;
+    double eps;
+};
+
+struct segment { /* as in block.h */
+    int64_t first_row, length, position, capacity;
+    float *cache;
+};
+
+int cake_block(const struct block *b, int64_t index, float *x, int64_t tokens, const float *cos, const float *sin,
+               const struct segment *segments, int64_t n_segments, int64_t threads);
+
+static int blocks; /* compared so far */
+
+static double *doubles(int64_t n) { return memory((size_t)n * sizeof(double)); }
+
+static float *random_floats(int64_t n, float middle, float size)
+{
+    float *x = memory((size_t)n * sizeof *x);
+    for (int64_t i = 0; i < n; i++)
+        x[i] = middle + size * uniform();
+    return x;
+}
+
+static const struct matrix *random_matrix(int64_t rows, int64_t columns, int bits)
+{
+    struct matrix *m = memory(sizeof *m);
+    *m = new_matrix(rows, columns, bits);
+    fill(m, random_floats(rows * columns, 0, 3 / sqrtf((float)columns)), columns, 1);
+    return m;
+}
+
+/* The steps of a block in float64, for one token. */
+
+static void multiply(const struct matrix *m, const double *kept, const double *x, int64_t x_columns, double *y,
+                     int adds)
+{
+    double *rounded = doubles(m->columns), *doubt = doubles(m->columns);
+    if (m->bits < 16)
+        round_token(x, x_columns, m->columns, rounded, doubt);
+    for (int64_t r = 0; r < m->rows; r++) {
+        double sum = adds ? y[r] : 0;
+        for (int64_t c = 0; c < m->columns; c++)
+            sum += kept[r * m->columns + c] * (m->bits < 16 ? rounded : x)[c];
+        y[r] = sum;
+    }
+}
+
+static double *normalized(const double *x, const float *weight, double eps, int64_t n)
+{
+    double *out = doubles(n), sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += x[i] * x[i];
+    for (int64_t i = 0; i < n; i++)
+        out[i] = x[i] / sqrt(sum / (double)n + eps) * weight[i];
+    return out;
+}
+
+static void rotate(double *x, const float *cos, const float *sin, int64_t n)
+{
+    for (int64_t i = 0; i < n / 2; i++) {
+        const double first = x[i], second = x[n / 2 + i];
+        x[i] = first * cos[i] - second * sin[i];
+        x[n / 2 + i] = second * cos[n / 2 + i] + first * sin[n / 2 + i];
+    }
+}
+
+static void attend(const double *q, const double *keys, const double *values, int64_t n_keys, int64_t dim,
+                   double *out)
+{
+    double *weights = doubles(n_keys), most = -INFINITY, total = 0;
+    for (int64_t j = 0; j < n_keys; j++) {
+        for (int64_t d = 0; d < dim; d++)
+            weights[j] += q[d] * keys[j * dim + d] / sqrt((double)dim);
+        most = fmax(most, weights[j]);
+    }
+    for (int64_t j = 0; j < n_keys; j++)
+        total += weights[j] = exp(weights[j] - most);
+    for (int64_t j = 0; j < n_keys; j++)
+        for (int64_t d = 0; d < dim; d++)
+            out[d] += weights[j] / total * values[j * dim + d];
+}
+
+/* `kept` is what the four matrices keep; `cache` that of this block alone, [2, n_kv_heads, capacity,
+   head_dim]. */
+static void block_for(const struct block *b, double *const kept[4], double *x, const float *cos, const float *sin,
+                      double *cache, int64_t capacity, int64_t position)
+{
+    const int64_t hidden = b->output->rows, dim = b->head_dim, inner = b->gate_up->rows / 2;
+    double *qkv = doubles(b->qkv->rows), *mixed = doubles(b->n_heads * dim), *gate_up = doubles(2 * inner);
+    multiply(b->qkv, kept[0], normalized(x, b->attention_norm, b->eps, hidden), hidden, qkv, 0);
+    for (int64_t head = 0; head < b->n_heads + b->n_kv_heads; head++)
+        rotate(qkv + head * dim, cos, sin, dim);
+    for (int64_t i = 0; i < 2 * b->n_kv_heads; i++) /* keys, then values */
+        memcpy(cache + (i * capacity + position) * dim, qkv + (b->n_heads + i) * dim, (size_t)dim * sizeof *cache);
+    for (int64_t head = 0; head < b->n_heads; head++) {
+        const double *keys = cache + head / (b->n_heads / b->n_kv_heads) * capacity * dim;
+        attend(qkv + head * dim, keys, keys + b->n_kv_heads * capacity * dim, position + 1, dim, mixed + head * dim);
+    }
+    multiply(b->output, kept[1], mixed, b->n_heads * dim, x, 1);
+    multiply(b->gate_up, kept[2], normalized(x, b->mlp_norm, b->eps, hidden), hidden, gate_up, 0);
+    for (int64_t i = 0; i < inner; i++)
+        gate_up[i] *= gate_up[inner + i] / (1 + exp(-gate_up[i]));
+    multiply(b->down, kept[3], gate_up, inner, x, 1);
+}
+
+/* Whether `n` numbers lie as near to those of float64 as float32 brings them, or, where activations are
+   rounded, as a few of them that fall to the other side of an edge leave them. */
+static int near(const char *what, const struct block *b, const float *found, const double *expected, int64_t n)
+{
+    double apart = 0, size = 0;
+    for (int64_t i = 0; i < n; i++) {
+        apart += (found[i] - expected[i]) * (found[i] - expected[i]);
+        size += expected[i] * expected[i];
+    }
+    const double distance = sqrt(apart / size), allowed = b->qkv->bits == 16 ? 5e-6 : 5e-3;
+    if (distance <= allowed)
+        return 1;
+    printf("%s of a block of bits %d with %d, %d heads of %d: %g apart\n", what, (int)b->qkv->bits,
+           (int)b->n_heads, (int)b->n_kv_heads, (int)b->head_dim, distance);
+    return 0;
+}
+
+/* Three sessions in one batch, through the second of two blocks. What no token has reached yet of their
+   caches, and the other block's part, is no number: reading it shows. */
+static int block_agrees(int bits, int64_t n_heads, int64_t n_kv_heads, int64_t dim, int64_t hidden, int64_t inner)
+{
+    enum { SESSIONS = 3, TOKENS = 11 };
+    const int64_t rows = (n_heads + 2 * n_kv_heads) * dim;
+    const struct block b = {random_floats(hidden, 1, 0.5f), random_floats(hidden, 1, 0.5f),
+                            random_matrix(rows, hidden, bits), random_matrix(hidden, n_heads * dim, bits),
+                            random_matrix(2 * inner, hidden, bits), random_matrix(hidden, inner, bits),
+                            n_heads, n_kv_heads, dim, 1e-5};
+    struct segment segments[SESSIONS] = {{0, 6, 61, 70, 0}, {6, 1, 0, 4, 0}, {7, 4, 33, 37, 0}};
+    double *caches[SESSIONS];
+    for (int s = 0; s < SESSIONS; s++) {
+        const int64_t capacity = segments[s].capacity, half = 2 * n_kv_heads * capacity * dim;
+        segments[s].cache = random_floats(2 * half, 0, 1);
+        caches[s] = doubles(half);
+        for (int64_t i = 0; i < 2 * half; i++)
+            if (i < half || i / dim % capacity >= segments[s].position)
+                segments[s].cache[i] = NAN;
+            else
+                caches[s][i - half] = segments[s].cache[i];
+    }
+    float *x = random_floats(TOKENS * hidden, 0, 1);
+    const float *cos = random_floats(TOKENS * dim, 0, 1), *sin = random_floats(TOKENS * dim, 0, 1);
+    double *kept[] = {kept_values(b.qkv), kept_values(b.output), kept_values(b.gate_up), kept_values(b.down)};
+    double *expected = doubles(TOKENS * hidden);
+    for (int64_t i = 0; i < TOKENS * hidden; i++)
+        expected[i] = x[i];
+    if (!cake_block(&b, 1, x, TOKENS, cos, sin, segments, SESSIONS, 1))
+        return 0;
+    for (int s = 0; s < SESSIONS; s++) {
+        const struct segment *of = segments + s;
+        const int64_t half = 2 * n_kv_heads * of->capacity * dim;
+        for (int64_t i = 0, t = of->first_row; i < of->length; i++, t++)
+            block_for(&b, kept, expected + t * hidden, cos + t * dim, sin + t * dim, caches[s], of->capacity,
+                      of->position + i);
+        for (int64_t i = 0; i < 2 * n_kv_heads; i++) {
+            const int64_t at = i * of->capacity * dim, seen = (of->position + of->length) * dim;
+            if (!near("cache", &b, of->cache + half + at, caches[s] + at, seen))
+                return 0;
+        }
+    }
+    for (int64_t t = 0; t < TOKENS; t++)
+        if (!near("token", &b, x + t * hidden, expected + t * hidden, hidden))
+            return 0;
+    blocks++;
+    return 1;
+}
+
+/* Queries that share a key head, and ones that do not; sizes that fill no group. */
+static int blocks_agree(void)
+{
+    static const int BITS[] = {4, 8, 16};
+    for (int i = 0; i < 3; i++)
+        if (!block_agrees(BITS[i], 6, 2, 32, 80, 112) || !block_agrees(BITS[i], 3, 3, 96, 101, 33))
+            return 0;
+    return 1;
+}
