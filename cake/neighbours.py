@@ -24,7 +24,8 @@ def announce_threads(threads: int, cores: int) -> str | None:
         note.write_text(str(threads))
         atexit.register(note.unlink, missing_ok=True)
     taken = sum(others.values())
-    if not others or taken + threads <= cores:
+    alone = not others or max(threads, *others.values()) == 1  # a single thread waits for no other
+    if alone or taken + threads <= cores:
         return None
     share = max(1, cores // (len(others) + 1))
     return (

@@ -52,6 +52,12 @@ def test_threads_beyond_the_cores_are_named(neighbour: "subprocess.Popen[str]") 
     assert "--threads 2" in warning
 
 
+def test_single_threads_do_not_disturb_one_another(folder: Path) -> None:
+    (folder / str(os.getppid())).write_text("1")
+    assert announce_threads(1, 1) is None
+    assert announce_threads(2, 1) is not None
+
+
 def test_a_process_that_ended_does_not_count(folder: Path, neighbour: "subprocess.Popen[str]") -> None:
     note = folder / str(neighbour.pid)
     assert note.read_text() == "3"
