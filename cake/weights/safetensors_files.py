@@ -26,7 +26,7 @@ from torch import Tensor
 from cake.errors import CheckpointError
 
 WINDOW_BYTES = 1 << 18  # small, so that what is freed leaves no holes in the heap; whole elements
-ROWS_BYTES = 4 << 20
+ROWS_BYTES = 1 << 20
 PART_BYTES = 8 << 20
 MAX_HEADER_BYTES = 100 << 20
 DTYPES = {
@@ -53,6 +53,7 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.entries = read_header(path)
+        self._buffers = [torch.empty(0, dtype=torch.uint8)] * 2
 
     def read_into(self, name: str, destination: Tensor) -> None:
         """Copy the tensor `name` into `destination`, which has its shape; converts dtypes."""
@@ -91,8 +92,12 @@ class SafetensorsFile:
         entry = self.entries[name]
         n_rows, n_columns = entry.shape
         dtype = DTYPES[entry.dtype]
-        at_once = max(1, ROWS_BYTES // max(1, 16 * n_columns * dtype.itemsize)) * 16
-        buffers = [torch.empty((min(at_once, n_rows), n_columns), dtype=dtype) for _ in range(2)]
+        row_bytes = n_columns * dtype.itemsize
+        at_once = max(1, ROWS_BYTES // max(1, 16 * row_bytes)) * 16
+        buffers = [
+            buffer[: at_once * row_bytes].view(dtype).view(at_once, n_columns)
+            for buffer in self._two_buffers(at_once * row_bytes)
+        ]
         pieces = [
             (buffers[i % 2][: min(at_once, n_rows - first)], first)
             for i, first in enumerate(range(0, n_rows, at_once))
@@ -105,6 +110,12 @@ class SafetensorsFile:
                 if i + 1 < len(pieces):
                     reading = reader.submit(self._fill, file, pieces[i + 1][0])
                 yield piece
+
+    def _two_buffers(self, n_bytes: int) -> list[Tensor]:
+        """Kept from one matrix to the next: what is freed between two weights leaves holes in the heap."""
+        if self._buffers[0].numel() < n_bytes:
+            self._buffers = [torch.empty(n_bytes, dtype=torch.uint8) for _ in range(2)]
+        return self._buffers
 
     def windows(self, entry: TensorEntry) -> Iterator[memoryview]:
         """The tensor's bytes in pieces of at most `WINDOW_BYTES`; each is gone with the next."""
