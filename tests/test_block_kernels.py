@@ -1,5 +1,6 @@
 """Blocks fused by Cake's own CPU kernels against the same blocks in torch, and quantized ones in both."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -125,3 +126,17 @@ async def test_biases_and_narrow_heads_are_left_to_torch(tiny_model: Path, tmp_p
     for folder in (tiny_model, biased):
         stage = await stage_of(folder, "int8")
         assert not any(block.fused for block in stage._layers)
+
+
+async def test_float32_beside_bfloat16_is_not_rounded(model: Path, tmp_path: Path) -> None:
+    """k in float32 between q and v in bfloat16: the merged matrix must keep all of k."""
+    folder = tmp_path / "mixed"
+    shutil.copytree(model, folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.self_attn.k_proj.weight"
+    tensors[name] = tensors[name].float() * 1.001  # no longer a bfloat16
+    save_file(tensors, folder / "model.safetensors")
+    merged = (await stage_of(folder, "none"))._layers[0]._attention._qkv.matrix.weight
+    assert merged is not None
+    q_rows, k_rows = 6 * 32, 2 * 32
+    assert torch.equal(merged[q_rows : q_rows + k_rows].float(), tensors[name])

@@ -6,6 +6,7 @@ The library is built at installation where there is a C compiler (`setup.py`). W
 
 import ctypes
 import functools
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch
@@ -16,7 +17,8 @@ POINTER, SIZE = ctypes.c_void_p, ctypes.c_int64
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels, set to the best instruction set; none where they cannot serve."""
-    files = [path for path in Path(__file__).parent.glob("_matrix*") if path.suffix in (".so", ".pyd")]
+    built = [Path(__file__).with_name(f"_matrix{suffix}") for suffix in EXTENSION_SUFFIXES]
+    files = [path for path in built if path.exists()]
     if not files:
         return None
     try:

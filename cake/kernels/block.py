@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from cake.kernels import POINTER, SIZE, library
-from cake.kernels.matrix import NativeMatrix
+from cake.kernels.matrix import FEW_TOKENS, NativeMatrix
 
-FEW_TOKENS = 8
 HEAD_DIM_STEP = 32  # the widest instruction set takes two vectors of 16 channels at once
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from cake.kernels import POINTER, SIZE, library
 
 TILE_ROWS, GROUP = 16, 32
+FEW_TOKENS = 8  # up to which reading bfloat16 once is all that counts; torch multiplies more of them faster
 ONE_IS_ENOUGH = 1 << 20  # products of a weight and an activation below which threads do not pay
 
 
@@ -46,17 +47,12 @@ class NativeMatrix:
         self.address = ctypes.addressof(self._layout)
 
     @property
-    def nbytes(self) -> int:
-        """Bytes that the matrix occupies."""
-        return self._weights.nbytes + self._scales.nbytes + self._row_scales.nbytes
-
-    @property
     def bfloat16(self) -> Tensor:
         """The rows of a matrix of 16 bits, `[rows, columns]`; writing fills them."""
         return self._weights.view(torch.bfloat16).view(-1, self.columns)[: self.rows]
 
     def quantize(self, first_row: int, source: Tensor) -> None:
-        """Fill the rows from `first_row`, a multiple of 16, with those of `source` `[n, columns]`."""
+        """Fill the rows from `first_row` with those of `source` `[n, columns]`."""
         if source.dtype not in (torch.float32, torch.bfloat16):
             source = source.float()
         is_bfloat, n = int(source.dtype == torch.bfloat16), source.shape[0]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cake import kernels
-from cake.kernels.matrix import NativeMatrix
+from cake.kernels.matrix import FEW_TOKENS, NativeMatrix
 
 Quantization = Literal["none", "int8", "int4"]
 BITS = {"int8": 8, "int4": 4}
@@ -56,10 +56,6 @@ class Matrix(Protocol):
         """What its weights are kept as: a dtype's name, `int8` or `int4`."""
 
     @property
-    def nbytes(self) -> int:
-        """Bytes that it occupies."""
-
-    @property
     def weight(self) -> Tensor | None:
         """`[rows, columns]`, where it is kept as plain numbers."""
 
@@ -96,7 +92,8 @@ class Linear:
     ) -> "Linear":
         """Read the named parts, each `(name, rows)`, below one another into one layer."""
         rows = sum(n for _, n in parts)
-        matrix = new_matrix(rows, columns, placement, source.dtype_of(f"{parts[0][0]}.weight"))
+        stored = {source.dtype_of(f"{name}.weight") for name, _ in parts}
+        matrix = new_matrix(rows, columns, placement, stored)
         offsets = torch.empty(rows, device=placement.device, dtype=placement.dtype) if bias else None
         start = 0
         for name, n in parts:
@@ -107,8 +104,8 @@ class Linear:
         return cls(matrix, offsets)
 
 
-def new_matrix(rows: int, columns: int, placement: Placement, stored: torch.dtype) -> Matrix:
-    """An empty matrix in the form that is fastest here; `stored` is the checkpoint's dtype.
+def new_matrix(rows: int, columns: int, placement: Placement, stored: set[torch.dtype]) -> Matrix:
+    """An empty matrix in the form that is fastest here; `stored` are its parts' dtypes in the checkpoint.
 
     The table of kernels. What each costs is measured by scripts/bench.py.
     """
@@ -120,7 +117,7 @@ def new_matrix(rows: int, columns: int, placement: Placement, stored: torch.dtyp
         from cake.model.portable import portable_matrix  # which needs this module
 
         return portable_matrix(rows, columns, bits, placement)
-    if native and placement.dtype == torch.float32 and stored == torch.bfloat16:
+    if native and placement.dtype == torch.float32 and stored == {torch.bfloat16}:
         return BfloatMatrix(rows, columns)
     return DenseMatrix(rows, columns, placement)
 
@@ -143,11 +140,6 @@ class DenseMatrix:
         """`[rows, columns]`."""
         return self._weight
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it occupies."""
-        return self.weight.nbytes
-
     def fill(self, source: TensorSource, name: str, first_row: int, rows: int) -> None:
         """Read straight into place."""
         source.read_into(name, self.weight[first_row : first_row + rows])
@@ -164,7 +156,6 @@ class BfloatMatrix:
     torch's float32 one, in parts that stay in the processor's cache once they are widened.
     """
 
-    FEW = 8
     PART_BYTES = 8 << 20
 
     def __init__(self, rows: int, columns: int) -> None:
@@ -181,18 +172,13 @@ class BfloatMatrix:
         """`[rows, columns]`, bfloat16."""
         return self.native.bfloat16
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it occupies."""
-        return self.native.nbytes
-
     def fill(self, source: TensorSource, name: str, first_row: int, rows: int) -> None:
         """Read straight into place."""
         source.read_into(name, self.weight[first_row : first_row + rows])
 
     def multiply(self, x: Tensor) -> Tensor:
         """`x Wᵀ`."""
-        if x.shape[0] <= self.FEW:
+        if x.shape[0] <= FEW_TOKENS:
             return self.native.multiply(x.contiguous())
         y = x.new_empty((x.shape[0], self.native.rows))
         for wide, part in zip(
@@ -205,6 +191,8 @@ class BfloatMatrix:
 class QuantizedMatrix:
     """int8 or int4 in Cake's own CPU kernel; activations are rounded to int8 in groups of 32."""
 
+    weight = None
+
     def __init__(self, rows: int, columns: int, bits: int) -> None:
         self.native = NativeMatrix(rows, columns, bits)
 
@@ -212,16 +200,6 @@ class QuantizedMatrix:
     def numbers(self) -> str:
         """What its weights are kept as."""
         return f"int{self.native.bits}"
-
-    @property
-    def weight(self) -> None:
-        """Not kept as plain numbers."""
-        return None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it occupies."""
-        return self.native.nbytes
 
     def fill(self, source: TensorSource, name: str, first_row: int, rows: int) -> None:
         """Quantize while reading."""

@@ -24,7 +24,7 @@ def portable_matrix(rows: int, columns: int, bits: int, placement: Placement) ->
 class RowScaledMatrix:
     """int8 with one scale per row, in torch's kernel for the CPU, which keeps activations as floats."""
 
-    native = None
+    weight = native = None
 
     def __init__(self, rows: int, columns: int, placement: Placement) -> None:
         self._weight = torch.empty((rows, columns), dtype=torch.int8)
@@ -34,16 +34,6 @@ class RowScaledMatrix:
     def numbers(self) -> str:
         """What its weights are kept as."""
         return "int8"
-
-    @property
-    def weight(self) -> None:
-        """Not kept as plain numbers."""
-        return None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it occupies."""
-        return self._weight.nbytes + self._scales.nbytes
 
     def fill(self, source: TensorSource, name: str, first_row: int, rows: int) -> None:
         """Quantize while reading."""
@@ -65,7 +55,7 @@ class RowScaledMatrix:
 class GroupedMatrix:
     """int8 or int4 in groups of 32 columns, each with a scale and a lowest value; int4 two to a byte."""
 
-    native = None
+    weight = native = None
 
     def __init__(self, rows: int, columns: int, bits: int, placement: Placement) -> None:
         self._bits, self._columns, self._dtype = bits, columns, placement.dtype
@@ -80,16 +70,6 @@ class GroupedMatrix:
     def numbers(self) -> str:
         """What its weights are kept as."""
         return f"int{self._bits}"
-
-    @property
-    def weight(self) -> None:
-        """Not kept as plain numbers."""
-        return None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it occupies."""
-        return self._weight.nbytes + self._scales.nbytes + self._lowest.nbytes
 
     def fill(self, source: TensorSource, name: str, first_row: int, rows: int) -> None:
         """Quantize while reading."""
