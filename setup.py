@@ -9,7 +9,7 @@ from setuptools import Extension, setup
 KERNELS = Extension(
     "cake.kernels._matrix",
     ["cake/kernels/matrix.c"],
-    depends=[f"cake/kernels/{name}.h" for name in ("quantize", "sets", "tile", "attend", "block")],
+    depends=[f"cake/kernels/{name}.h" for name in ("quantize", "sets", "avx", "tile", "attend", "block")],
     extra_compile_args=["-O3", "-std=c11"],
     libraries=["m"],
     optional=True,

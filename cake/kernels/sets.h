@@ -12,20 +12,6 @@ static inline __attribute__((always_inline)) int32_t four_bytes(const void *p)
 
 #define TARGET __attribute__((target("avx2,fma")))
 #define NAME(x) avx2_##x
-#define LANES 8
-#define INT __m256i
-#define FLOAT __m256
-#define INT_ZERO _mm256_setzero_si256
-#define FLOAT_ZERO _mm256_setzero_ps
-#define FLOAT_SET _mm256_set1_ps
-#define LOAD(p) _mm256_loadu_si256((const __m256i *)(p))
-#define LOAD_FLOATS _mm256_loadu_ps
-#define STORE _mm256_storeu_ps
-#define LOW_BFLOATS(v) _mm256_castsi256_ps(_mm256_slli_epi32(v, 16))
-#define HIGH_BFLOATS(v) _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32((int32_t)0xffff0000)))
-#define BROADCAST(p) _mm256_set1_epi32(four_bytes(p))
-#define LOW_NIBBLES(v) _mm256_and_si256(v, _mm256_set1_epi8(15))
-#define HIGH_NIBBLES(v) _mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(15))
 /* Sixteen-bit sums: 16 products of at most 15 * 127 stay below 2^15. */
 #define DOT4(sum, w, x) _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x))
 #define FOLD4(sum) _mm256_madd_epi16(sum, _mm256_set1_epi16(1))
@@ -34,11 +20,7 @@ static inline __attribute__((always_inline)) int32_t four_bytes(const void *p)
     _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)), \
                                             _mm256_set1_epi16(1)))
 #define ZERO8 0
-#define BYTES(p) _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p))))
-#define TO_FLOAT _mm256_cvtepi32_ps
-#define TIMES _mm256_mul_ps
-#define PLUS_PRODUCT(sum, x, y) _mm256_fmadd_ps(x, y, sum)
-#define MINUS_PRODUCT(sum, x, y) _mm256_fnmadd_ps(x, y, sum)
+#include "avx.h"
 #include "tile.h"
 
 /* A compiler that does not know it yet compiles the rest. */
@@ -46,30 +28,12 @@ static inline __attribute__((always_inline)) int32_t four_bytes(const void *p)
 #define KNOWS_AVXVNNI 1
 #define TARGET __attribute__((target("avx2,fma,avxvnni")))
 #define NAME(x) avxvnni_##x
-#define LANES 8
-#define INT __m256i
-#define FLOAT __m256
-#define INT_ZERO _mm256_setzero_si256
-#define FLOAT_ZERO _mm256_setzero_ps
-#define FLOAT_SET _mm256_set1_ps
-#define LOAD(p) _mm256_loadu_si256((const __m256i *)(p))
-#define LOAD_FLOATS _mm256_loadu_ps
-#define STORE _mm256_storeu_ps
-#define LOW_BFLOATS(v) _mm256_castsi256_ps(_mm256_slli_epi32(v, 16))
-#define HIGH_BFLOATS(v) _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32((int32_t)0xffff0000)))
-#define BROADCAST(p) _mm256_set1_epi32(four_bytes(p))
-#define LOW_NIBBLES(v) _mm256_and_si256(v, _mm256_set1_epi8(15))
-#define HIGH_NIBBLES(v) _mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(15))
 #define DOT4(sum, w, x) _mm256_dpbusd_avx_epi32(sum, w, x)
 #define FOLD4(sum) (sum)
 /* The instruction wants unsigned weights: q + 128, and so a zero of 128, in sixteenths. */
 #define DOT8(sum, w, x) _mm256_dpbusd_avx_epi32(sum, _mm256_xor_si256(w, _mm256_set1_epi8(-128)), x)
 #define ZERO8 2048
-#define BYTES(p) _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p))))
-#define TO_FLOAT _mm256_cvtepi32_ps
-#define TIMES _mm256_mul_ps
-#define PLUS_PRODUCT(sum, x, y) _mm256_fmadd_ps(x, y, sum)
-#define MINUS_PRODUCT(sum, x, y) _mm256_fnmadd_ps(x, y, sum)
+#include "avx.h"
 #include "tile.h"
 #else
 #define KNOWS_AVXVNNI 0
