@@ -1,6 +1,7 @@
 """The compiled part of the package; everything else is in pyproject.toml."""
 
 import sys
+from pathlib import Path
 
 from setuptools import Extension, setup
 
@@ -9,7 +10,7 @@ from setuptools import Extension, setup
 KERNELS = Extension(
     "cake.kernels._matrix",
     ["cake/kernels/matrix.c"],
-    depends=[f"cake/kernels/{name}.h" for name in ("quantize", "sets", "avx", "tile", "attend", "block")],
+    depends=sorted(str(path) for path in Path("cake/kernels").glob("*.h")),
     extra_compile_args=["-O3", "-std=c11"],
     libraries=["m"],
     optional=True,

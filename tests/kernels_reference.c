@@ -286,7 +286,7 @@ typedef void fill_function(float *x, int64_t rows, int64_t columns);
 
 static int check(int64_t rows, int64_t columns, int bits, fill_function *fill_numbers)
 {
-    static const int64_t TOKENS[] = {1, 2, 3, 4, 7, 33};
+    static const int64_t TOKENS[] = {1, 2, 3, 4, 7, 33, 150};
     const struct matrix m = new_matrix(rows, columns, bits);
     float *w = memory((size_t)(rows * columns) * sizeof *w);
     fill_numbers(w, rows, columns);

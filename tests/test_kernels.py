@@ -12,7 +12,7 @@ from cake.kernels.matrix import NativeMatrix
 pytestmark = pytest.mark.skipif(not kernels.instruction_sets(), reason="no compiled kernels here")
 
 SIZES = [(16, 32), (64, 576), (33, 80), (1, 31), (250, 1000)]
-TOKENS = [1, 2, 3, 4, 7, 33]
+TOKENS = [1, 2, 3, 4, 7, 33, 150]
 
 
 @pytest.fixture(params=kernels.instruction_sets() or ["none"])

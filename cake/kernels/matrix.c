@@ -35,6 +35,7 @@
 #endif
 
 enum { TILE_ROWS = 16, GROUP = 32, MOST_TOKENS = 4, CACHE_BYTES = 192 << 10, KEYS = 32 };
+enum { PANEL = 256 }; /* columns of one: 16 KiB in float32, half a first-level cache */
 
 struct matrix {
     uint8_t *weights;      /* bits 4, 8: [tiles, groups, ...] as above; 16: [tiles * 16, columns] */
@@ -48,10 +49,10 @@ struct group {
     float scale, sum; /* sum: of the int8 values, divided by 16 as zeros are */
 };
 
+/* Of a quantized matrix int8 and groups; of a bfloat16 one float32, for panels [panels, tokens, PANEL]. */
 struct activations {
-    int8_t *values;       /* [tokens, columns] */
     struct group *groups; /* [tokens, groups] */
-    float *floats;        /* [tokens, columns], for a bfloat16 matrix instead of the two above */
+    void *values;         /* [tokens, columns] */
 };
 
 /* What one instruction set knows how to do; see tile.h. */
@@ -60,6 +61,7 @@ struct instruction_set {
                   float *out);
     void (*dense)(const struct matrix *, int64_t tile, const struct activations *, int64_t token, int tokens,
                   float *out);
+    int (*multiply_panel)(const float *panel, int64_t columns, const float *x, int64_t tokens, float *out);
     void (*split_pairs)(const float *x, float *split, int64_t columns);
     void (*round_activations)(const float *x, int8_t *values, struct group *groups, int64_t n_groups);
     void (*quantize_row)(const struct matrix *, int64_t row, const float *x);
@@ -69,6 +71,9 @@ struct instruction_set {
     void (*attend)(int queries, const float *const *q, const float *keys, const float *values,
                    const int64_t *n_seen, int64_t head_dim, float *const *out);
 };
+
+/* Keeps the compiler from moving what is in memory into registers across this line. */
+#define IN_MEMORY() __asm__ volatile("" ::: "memory")
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -199,139 +204,5 @@ EXPORT void cake_quantize(const struct matrix *matrix, const void *source, int b
     on_threads(quantize_part, &job, threads);
 }
 
-/* y [tokens, rows] = x [tokens, columns] Wt, float32; or added to y. */
-
-struct product {
-    const struct matrix *matrix;
-    struct activations activations;
-    const float *x;
-    int64_t tokens, x_columns;
-    float *y;
-    int adds;
-    int64_t tiles, tiles_at_once;
-    atomic_llong next_token, next_tile;
-};
-
-static struct product new_product(const struct matrix *m, int64_t tokens, int64_t x_columns, float *y, int adds,
-                                  int64_t threads)
-{
-    const int64_t tiles = (m->rows + TILE_ROWS - 1) / TILE_ROWS, share = tiles / (threads * 8);
-    return (struct product){.matrix = m, .tokens = tokens, .x_columns = x_columns, .y = y, .adds = adds,
-                            .tiles = tiles, .tiles_at_once = share > 1 ? share : 1};
-}
-
-static size_t activation_bytes(const struct matrix *m, int64_t tokens)
-{
-    const size_t cells = (size_t)(tokens * m->columns);
-    return m->bits == 16 ? cells * sizeof(float) : cells / GROUP * sizeof(struct group) + cells;
-}
-
-static void set_activations(struct product *job, void *memory)
-{
-    const size_t groups = (size_t)(job->tokens * job->matrix->columns) / GROUP * sizeof(struct group);
-    job->activations = (struct activations){(int8_t *)memory + groups, memory, memory};
-}
-
-static void prepare_token(struct product *job, int64_t t, const float *x)
-{
-    const struct matrix *m = job->matrix;
-    if (m->bits == 16) {
-        used->split_pairs(x, job->activations.floats + t * m->columns, m->columns);
-        return;
-    }
-    const int64_t n_groups = m->columns / GROUP, whole = job->x_columns / GROUP;
-    int8_t *values = job->activations.values + t * m->columns;
-    struct group *groups = job->activations.groups + t * n_groups;
-    used->round_activations(x, values, groups, whole);
-    if (whole < n_groups) { /* the last group is not full */
-        float rest[GROUP] = {0};
-        memcpy(rest, x + whole * GROUP, (size_t)(job->x_columns - whole * GROUP) * sizeof(float));
-        used->round_activations(rest, values + whole * GROUP, groups + whole, 1);
-    }
-}
-
-static void prepare_tokens(void *argument)
-{
-    struct product *job = argument;
-    int64_t t;
-    while ((t = atomic_fetch_add(&job->next_token, 1)) < job->tokens)
-        prepare_token(job, t, job->x + t * job->x_columns);
-}
-
-static void multiply_tile(const struct product *job, int64_t tile, int64_t token, int64_t end)
-{
-    const struct matrix *m = job->matrix;
-    const int64_t first = tile * TILE_ROWS, left = m->rows - first;
-    const size_t bytes = (size_t)(left < TILE_ROWS ? left : TILE_ROWS) * sizeof(float);
-    for (int at_once; token < end; token += at_once) {
-        const int64_t rest = end - token;
-        at_once = rest >= 4 ? 4 : rest >= 2 ? 2 : 1;
-        float out[MOST_TOKENS * TILE_ROWS];
-        (m->bits == 16 ? used->dense : used->tiles)(m, tile, &job->activations, token, at_once, out);
-        for (int i = 0; i < at_once; i++) {
-            float *y = job->y + (token + i) * m->rows + first;
-            if (job->adds)
-                for (int r = 0; r < TILE_ROWS; r++)
-                    out[i * TILE_ROWS + r] += r < left ? y[r] : 0;
-            memcpy(y, out + i * TILE_ROWS, bytes);
-        }
-    }
-}
-
-/* Tokens that stay in the second-level cache while a share of the tiles passes over them. */
-static int64_t tokens_in_cache(const struct matrix *m)
-{
-    const int64_t bytes = m->bits == 16 ? m->columns * 4 : m->columns * 5 / 4;
-    const int64_t tokens = CACHE_BYTES / bytes / MOST_TOKENS * MOST_TOKENS;
-    return tokens > MOST_TOKENS ? tokens : MOST_TOKENS;
-}
-
-static void multiply_part(void *argument)
-{
-    struct product *job = argument;
-    const int64_t step = tokens_in_cache(job->matrix);
-    int64_t first;
-    while ((first = atomic_fetch_add(&job->next_tile, job->tiles_at_once)) < job->tiles) {
-        const int64_t share = first + job->tiles_at_once, end = share < job->tiles ? share : job->tiles;
-        for (int64_t token = 0; token < job->tokens; token += step) {
-            const int64_t stop = token + step < job->tokens ? token + step : job->tokens;
-            for (int64_t tile = first; tile < end; tile++)
-                multiply_tile(job, tile, token, stop);
-        }
-    }
-}
-
-static _Thread_local struct {
-    void *memory;
-    size_t bytes;
-} scratch;
-
-static void *at_least(size_t bytes)
-{
-    if (scratch.bytes < bytes) {
-        free(scratch.memory);
-        scratch.memory = malloc(bytes);
-        scratch.bytes = scratch.memory ? bytes : 0;
-    }
-    return scratch.memory;
-}
-
-/* 0 when there was no memory. */
-EXPORT int cake_multiply(const struct matrix *m, const float *x, int64_t x_columns, int64_t tokens, float *y,
-                         int64_t threads)
-{
-    void *memory = at_least(activation_bytes(m, tokens));
-    if (!memory)
-        return 0;
-    struct product job = new_product(m, tokens, x_columns, y, 0, threads);
-    job.x = x;
-    set_activations(&job, memory);
-    if (tokens > 16)
-        on_threads(prepare_tokens, &job, threads);
-    else
-        prepare_tokens(&job);
-    on_threads(multiply_part, &job, threads);
-    return 1;
-}
-
+#include "product.h"
 #include "block.h"

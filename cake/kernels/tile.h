@@ -17,19 +17,17 @@ NAME(tile)(const int T, const int bits, const struct matrix *m, int64_t tile, co
     const int scale_bytes = bits == 4 ? 2 * TILE_ROWS : TILE_ROWS;
     const uint8_t *w = m->weights + tile * groups * group_bytes;
     const uint8_t *s = m->scales + tile * groups * scale_bytes;
-    FLOAT sums[T][VECTORS];
     for (int t = 0; t < T; t++)
         for (int v = 0; v < VECTORS; v++)
-            sums[t][v] = FLOAT_ZERO();
+            STORE(out + t * TILE_ROWS + v * LANES, FLOAT_ZERO());
     for (int64_t g = 0; g < groups; g++, w += group_bytes, s += scale_bytes) {
-        const int8_t *x = a->values + token * row_bytes + g * GROUP;
-        INT dots[T][VECTORS];
+        const int8_t *x = (const int8_t *)a->values + token * row_bytes + g * GROUP;
+        INT dots[MOST_TOKENS][VECTORS];
         for (int t = 0; t < T; t++)
             for (int v = 0; v < VECTORS; v++)
                 dots[t][v] = INT_ZERO();
         if (bits == 4) {
             /* A byte holds a column of the first half of the group and one of the second. */
-#pragma GCC unroll 4
             for (int c = 0; c < GROUP / 8; c++) {
                 INT low[VECTORS], high[VECTORS];
 #pragma GCC unroll 4
@@ -50,7 +48,6 @@ NAME(tile)(const int T, const int bits, const struct matrix *m, int64_t tile, co
                 }
             }
         } else {
-#pragma GCC unroll 8
             for (int c = 0; c < GROUP / 4; c++) {
                 INT row[VECTORS];
 #pragma GCC unroll 4
@@ -65,6 +62,7 @@ NAME(tile)(const int T, const int bits, const struct matrix *m, int64_t tile, co
                 }
             }
         }
+        IN_MEMORY();
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; v++) {
             FLOAT scale = BYTES(s + v * LANES);
@@ -75,14 +73,16 @@ NAME(tile)(const int T, const int bits, const struct matrix *m, int64_t tile, co
                 FLOAT dot = TO_FLOAT(bits == 4 ? FOLD4(dots[t][v]) : dots[t][v]);
                 if (bits == 4 || ZERO8 != 0)
                     dot = MINUS_PRODUCT(dot, zero, FLOAT_SET(of->sum));
-                sums[t][v] = PLUS_PRODUCT(sums[t][v], TIMES(scale, FLOAT_SET(of->scale)), dot);
+                float *sum = out + t * TILE_ROWS + v * LANES;
+                STORE(sum, PLUS_PRODUCT(LOAD_FLOATS(sum), TIMES(scale, FLOAT_SET(of->scale)), dot));
             }
         }
     }
     for (int t = 0; t < T; t++)
-        for (int v = 0; v < VECTORS; v++)
-            STORE(out + t * TILE_ROWS + v * LANES,
-                  TIMES(sums[t][v], LOAD_FLOATS(m->row_scales + tile * TILE_ROWS + v * LANES)));
+        for (int v = 0; v < VECTORS; v++) {
+            float *sum = out + t * TILE_ROWS + v * LANES;
+            STORE(sum, TIMES(LOAD_FLOATS(sum), LOAD_FLOATS(m->row_scales + tile * TILE_ROWS + v * LANES)));
+        }
 }
 
 #define WITH_TOKENS(function, tokens, ...)                                                             \
@@ -108,7 +108,7 @@ static inline __attribute__((always_inline)) TARGET void
 NAME(rows)(const int T, const uint16_t *w, int64_t columns, const float *x, float *out)
 {
     enum { ROWS = 4, STEP = 2 * LANES };
-    FLOAT sums[T][ROWS];
+    FLOAT sums[MOST_TOKENS][ROWS];
     for (int t = 0; t < T; t++)
         for (int r = 0; r < ROWS; r++)
             sums[t][r] = FLOAT_ZERO();
@@ -147,7 +147,7 @@ static TARGET void NAME(dense)(const struct matrix *m, int64_t tile, const struc
                                int tokens, float *out)
 {
     const uint16_t *w = (const uint16_t *)m->weights + tile * TILE_ROWS * m->columns;
-    const float *x = a->floats + token * m->columns;
+    const float *x = (const float *)a->values + token * m->columns;
     for (int r = 0; r < TILE_ROWS; r += 4)
         WITH_TOKENS(rows, tokens, w + r * m->columns, m->columns, x, out + r)
 }
@@ -175,10 +175,12 @@ static TARGET void NAME(quantize_row)(const struct matrix *m, int64_t row, const
     quantize_row(m, row, x);
 }
 
+#include "panel.h"
 #include "attend.h"
 
 static const struct instruction_set NAME(set) = {
-    NAME(tiles), NAME(dense), NAME(split_pairs), NAME(round_activations), NAME(quantize_row),
+    NAME(tiles), NAME(dense), NAME(multiply_panel), NAME(split_pairs),
+    NAME(round_activations), NAME(quantize_row),
     NAME(norm), NAME(rotate), NAME(gate), NAME(attend),
 };
 
@@ -198,6 +200,7 @@ static const struct instruction_set NAME(set) = {
 #undef LOW_BFLOATS
 #undef HIGH_BFLOATS
 #undef BROADCAST
+#undef PANEL_TOKENS
 #undef LOW_NIBBLES
 #undef HIGH_NIBBLES
 #undef DOT4

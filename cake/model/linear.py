@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cake import kernels
-from cake.kernels.matrix import FEW_TOKENS, NativeMatrix
+from cake.kernels.matrix import NativeMatrix
 
 Quantization = Literal["none", "int8", "int4"]
 BITS = {"int8": 8, "int4": 4}
@@ -150,17 +150,10 @@ class DenseMatrix:
 
 
 class BfloatMatrix:
-    """bfloat16 as it was stored, multiplied in float32: the same numbers in half the memory.
-
-    A few rows go through Cake's own kernel, which reads each weight once; a prompt's many through
-    torch's float32 one, in parts that stay in the processor's cache once they are widened.
-    """
-
-    PART_BYTES = 8 << 20
+    """bfloat16 as it was stored, multiplied in float32: the same numbers in half the memory."""
 
     def __init__(self, rows: int, columns: int) -> None:
         self.native = NativeMatrix(rows, columns, 16)
-        self._part = max(1, self.PART_BYTES // (4 * columns))
 
     @property
     def numbers(self) -> str:
@@ -178,14 +171,7 @@ class BfloatMatrix:
 
     def multiply(self, x: Tensor) -> Tensor:
         """`x Wᵀ`."""
-        if x.shape[0] <= FEW_TOKENS:
-            return self.native.multiply(x.contiguous())
-        y = x.new_empty((x.shape[0], self.native.rows))
-        for wide, part in zip(
-            torch.split(y, self._part, 1), torch.split(self.weight, self._part), strict=True
-        ):
-            torch.mm(x, part.float().t(), out=wide)
-        return y
+        return self.native.multiply(x.contiguous())
 
 
 class QuantizedMatrix:

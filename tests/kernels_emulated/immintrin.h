@@ -10,6 +10,8 @@
 #include <simde/x86/avx512.h>
 #include <simde/x86/fma.h>
 
+#define IN_REGISTER(x) /* its vectors are structures, which have no register of their own */
+
 /* What SIMDe, at least up to 0.7.4, does not have. */
 
 #ifndef _mm256_dpbusd_avx_epi32
