@@ -35,6 +35,7 @@
 #endif
 
 enum { TILE_ROWS = 16, GROUP = 32, MOST_TOKENS = 4, CACHE_BYTES = 192 << 10, KEYS = 32 };
+enum { PREFETCH_BYTES = 1536 }; /* ahead of the weights in use: best of 512 ... 8,192 on one core of a Milan */
 enum { PANEL = 256 }; /* columns of one: 16 KiB in float32, half a first-level cache */
 
 struct matrix {
