@@ -31,6 +31,7 @@ from cake.weights.demo_model import demo_model_folder
 from cake.worker import Service, Worker
 
 torch.set_num_threads(1)
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))  # last, as a script may be called like a package
 
 PATIENT = Patience()
 IMPATIENT = Patience(total=0.5, first_pause=0.02, handshake=2.0)  # for workers that never come
