@@ -3,18 +3,21 @@
 An async iterator that the terminal consumes; knows nothing of terminals, files or sockets.
 """
 
+import functools
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from torch import Tensor
 
 from cake.errors import CakeError, PromptTooLongError
 from cake.model.sampling import Sampler, SamplingParams
 from cake.model.tokenizer import Detokenizer, Tokenizer
 from cake.pipeline import Pipeline
-from cake.session import OnProgress, Session, advance
+from cake.scheduler import OnProgress, Scheduler
+from cake.session import Session
 
 FinishReason = Literal["stop", "length"]
-PROMPT_CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -31,17 +34,17 @@ def _nobody(n_tokens: int) -> None:
 
 
 class Generator:
-    """Answers prompts on a pipeline."""
+    """Answers prompts on a pipeline, any number of them at once."""
 
     def __init__(
         self,
         pipeline: Pipeline,
         tokenizer: Tokenizer,
         stop_ids: frozenset[int],
-        prompt_chunk: int = PROMPT_CHUNK,
+        prompt_chunk: int | None = None,
     ) -> None:
         self.pipeline, self.tokenizer = pipeline, tokenizer
-        self._stop_ids, self._prompt_chunk = stop_ids, prompt_chunk
+        self._stop_ids, self._scheduler = stop_ids, Scheduler(pipeline, prompt_chunk)
 
     async def close_session(self, session: Session) -> None:
         """Free the session in every stage."""
@@ -73,8 +76,8 @@ class Generator:
         room = min(max_tokens, self.pipeline.context - len(prompt))
         for made in range(1, room + 1):
             tell = on_progress if made == 1 else _nobody
-            hidden = await advance(self.pipeline, session, self._prompt_chunk, tell)
-            token = await self.pipeline.choose(hidden, lambda logits: sampler.sample(logits[0], session.ids))
+            choice = functools.partial(_sample, sampler, session)
+            token = await self._scheduler.run(session, choice, on_progress=tell)
             session.ids.append(token)
             text = detokenizer.add(token)
             reason: FinishReason | None = None
@@ -87,6 +90,10 @@ class Generator:
             yield Piece(token, text, reason)
             if reason:
                 return
+
+
+def _sample(sampler: Sampler, session: Session, logits: Tensor) -> int:
+    return sampler.sample(logits[0], session.ids)
 
 
 def check_prompt(prompt: Sequence[int], context: int, vocab_size: int) -> None:

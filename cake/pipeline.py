@@ -44,6 +44,11 @@ class Pipeline:
         )
         self._embedding, self._head, self._thread = embedding, head, thread
 
+    @property
+    def n_stages(self) -> int:
+        """Devices that can compute at the same time."""
+        return len({stage.node for stage in self.stages})
+
     async def forward(self, ids: Sequence[int], segments: Sequence[Segment]) -> Tensor:
         """Run tokens `ids`, laid out by `segments`, through all blocks.
 

@@ -18,7 +18,8 @@ from conftest import PATIENT, CakeProcess, cpu_thread, greedy_ids, run, transfor
 from cake import kernels
 from cake.model.tokenizer import Tokenizer
 from cake.pipeline import open_pipeline
-from cake.session import Session, advance
+from cake.scheduler import Scheduler
+from cake.session import Session
 from cake.topology import load_topology
 from cake.weights.checkpoint import Checkpoint, block_of
 from cake.weights.split import split
@@ -116,8 +117,7 @@ async def check_logits(pipeline, folder: Path, prompt: list[int]) -> None:
     reference = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.inference_mode():
         theirs = reference(torch.tensor([prompt])).logits[0, -1]
-    hidden = await advance(pipeline, Session(list(prompt)), 512)
-    ours = await pipeline.choose(hidden, lambda logits: logits[0].clone())
+    ours = await Scheduler(pipeline, 512).run(Session(list(prompt)), lambda logits: logits[0].clone())
     assert (ours - theirs).abs().max() <= 1e-4
 
 

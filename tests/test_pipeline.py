@@ -16,7 +16,8 @@ from cake.errors import CakeError, NodeError, PromptTooLongError, SessionLostErr
 from cake.generator import Generator
 from cake.model.batch import Segment
 from cake.pipeline import Pipeline
-from cake.session import Session, advance
+from cake.scheduler import Scheduler
+from cake.session import Session
 from cake.topology import Node
 
 PROMPT = [(7 * i * i + 3 * i + 1) % 256 for i in range(20)]
@@ -89,8 +90,7 @@ async def test_logits_are_those_of_transformers(tiny_model: Path, workers: list[
         model = LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
         right = model(torch.tensor([PROMPT])).logits[0]
     async with spread(tiny_model, workers) as pipeline:
-        hidden = await soon(advance(pipeline, Session(list(PROMPT)), chunk=7))
-        logits = await pipeline.choose(hidden, torch.clone)
+        logits = await soon(Scheduler(pipeline, chunk=7).run(Session(list(PROMPT)), torch.clone))
         assert logits.shape == (1, 256)
         assert torch.allclose(logits[0], right[-1], rtol=0, atol=1e-4)
         every = await pipeline.forward(PROMPT, [Segment(10**6, 0, len(PROMPT))])

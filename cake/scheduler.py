@@ -1,0 +1,304 @@
+"""Continuous batching: many requests share one pipeline, and no stage waits while another works.
+
+A request hands in a job: run what the stages do not hold of this session yet, and choose from the
+last logits. Jobs join and leave with every batch. As many batches travel at once as there are stages,
+each with its share of the sessions that generate: one clump of all of them would leave every stage
+but one idle. A prompt goes in chunks, several on their way at once, so that the second stage works on
+the first chunk while the first works on the second; the tokens of other sessions ride along.
+
+Knows nothing of text, and of sampling only as a function that it calls.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
+
+from cake.errors import SessionLostError
+from cake.model.batch import Segment
+from cake.session import Session
+
+T = TypeVar("T")
+OnProgress = Callable[[int], object]
+
+LARGEST_CHUNK, SMALLEST_CHUNK = 512, 64
+CHUNKS_PER_STAGE = 8  # filling and emptying the pipeline then takes an eighth of a prompt's time
+FEW_TOKENS = 16  # what a session that generates lacks at most, drafted tokens included
+
+
+class Stages(Protocol):
+    """What the scheduler needs of a pipeline."""
+
+    @property
+    def n_stages(self) -> int: ...
+    @property
+    def max_batch_tokens(self) -> int: ...
+
+    async def forward(self, ids: Sequence[int], segments: Sequence[Segment]) -> Tensor: ...
+
+    async def choose(self, hidden: Tensor, choice: Callable[[Tensor], T]) -> T: ...
+
+
+def chunk_tokens(n_tokens: int, n_stages: int) -> int:
+    """Tokens of a chunk for a prompt of `n_tokens`."""
+    if n_stages == 1:
+        return LARGEST_CHUNK
+    share = -(-n_tokens // (CHUNKS_PER_STAGE * n_stages * 32)) * 32
+    return min(max(share, SMALLEST_CHUNK), LARGEST_CHUNK)
+
+
+@dataclass(eq=False)
+class Job:
+    """The tokens that the stages lack of a session, and what to make of the last logits."""
+
+    session: Session
+    choice: Callable[[Tensor], Any]  # of logits `[wanted, vocab_size]`
+    wanted: int
+    on_progress: OnProgress
+    chunk: int
+    sent: int  # tokens of the session that are held or on their way
+    done: "asyncio.Future[Any]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    attempt: int = 0  # what belongs to an earlier one is of no use any more
+    replayed: bool = False
+
+    @property
+    def missing(self) -> int:
+        """Tokens that are still to be sent."""
+        return len(self.session.ids) - self.sent
+
+    def take(self, most: int) -> "Part | None":
+        """The next at most `most` tokens; the last part has all rows whose logits are wanted."""
+        length = min(self.missing, most)
+        if 0 < self.missing - length < self.wanted:
+            length = self.missing - self.wanted
+        if not length:
+            return None
+        self.sent += length
+        return Part(self, self.sent - length, length, self.attempt)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A job's tokens in a batch: `length` of them from `position` on."""
+
+    job: Job
+    position: int
+    length: int
+    attempt: int
+
+    @property
+    def ids(self) -> list[int]:
+        """Its tokens."""
+        return self.job.session.ids[self.position : self.position + self.length]
+
+    @property
+    def segment(self) -> Segment:
+        """As the stages call it."""
+        return Segment(self.job.session.number, self.position, self.length)
+
+    @property
+    def stale(self) -> bool:
+        """Whether nobody waits for its result: the job is over, or was begun again."""
+        return self.job.done.done() or self.attempt != self.job.attempt
+
+    @property
+    def last(self) -> bool:
+        """Whether the job's tokens end with it."""
+        return self.position + self.length == len(self.job.session.ids)
+
+
+class Scheduler:
+    """Runs jobs in batches over a pipeline."""
+
+    def __init__(self, pipeline: Stages, chunk: int | None = None) -> None:
+        self._pipeline, self._chunk = pipeline, chunk
+        self._depth = pipeline.n_stages
+        self._few: deque[Job] = deque()  # of sessions that generate
+        self._prompts: deque[Job] = deque()
+        self._away = 0  # sessions that generate and have not got their token yet
+        self._choosing = 0  # those of them whose logits are there
+        self._travelling = 0  # batches
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._pumping = False
+
+    async def run(
+        self,
+        session: Session,
+        choice: Callable[[Tensor], T],
+        wanted: int = 1,
+        on_progress: OnProgress = lambda _: None,
+    ) -> T:
+        """Run the ids that the stages lack; what `choice` makes of the logits of the last `wanted`.
+
+        `choice` runs in the device's thread. A stage that lost the session (it answers so) gets all
+        ids again, once. At most one job of a session at a time.
+        """
+        chunk = self._chunk or chunk_tokens(len(session.ids) - session.held, self._depth)
+        chunk = min(chunk, self._pipeline.max_batch_tokens)
+        job = Job(session, choice, wanted, on_progress, chunk, session.held)
+        self._queue(job)
+        result: T = await job.done
+        return result
+
+    def _queue(self, job: Job) -> None:
+        (self._few if job.missing <= FEW_TOKENS else self._prompts).append(job)
+        self._pump_soon()
+
+    def _pump_soon(self) -> None:
+        """After what is ready to run has run: sessions whose tokens came together stay together."""
+        if not self._pumping:
+            self._pumping = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pumping = False
+        while self._has_room():
+            few = self._take_few()
+            self._away += len(few)
+            parts = few + self._take_prompt(sum(part.length for part in few))
+            if not parts:
+                return
+            task = asyncio.create_task(self._travel(parts, len(few)))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            self._travelling += 1
+
+    @property
+    def _generating(self) -> int:
+        return len(self._few) + self._away
+
+    def _has_room(self) -> bool:
+        """Whether a batch may go. A lone prompt sends one ahead: it waits where the first stage is."""
+        for jobs in (self._few, self._prompts):
+            while jobs and jobs[0].done.done():
+                jobs.popleft()
+        ahead = self._depth > 1 and not self._generating
+        return self._travelling < self._depth + ahead
+
+    def _take_few(self) -> list[Part]:
+        """A share of the sessions that generate, those first that wait longest."""
+        share = -(-self._generating // self._depth)
+        parts: list[Part] = []
+        room = self._pipeline.max_batch_tokens
+        while self._few and len(parts) < share and self._few[0].missing <= room:
+            job = self._few.popleft()
+            if not job.done.done() and (part := job.take(room)):
+                parts.append(part)
+                room -= part.length
+        return parts
+
+    def _take_prompt(self, taken: int) -> list[Part]:
+        """A chunk of the prompts, in order of arrival; a small one while others generate.
+
+        None for the moment in which others choose: their next tokens shall ride along.
+        """
+        parts: list[Part] = []
+        if self._choosing:
+            return parts
+        room = min(job.chunk for job in self._prompts) if self._prompts else 0
+        if self._generating:
+            room = min(room, SMALLEST_CHUNK)
+        room = min(room, self._pipeline.max_batch_tokens - taken)
+        while self._prompts and room > 0:
+            job = self._prompts[0]
+            if not job.done.done():
+                part = job.take(room)
+                if part is None:
+                    break
+                parts.append(part)
+                room -= part.length
+            if job.missing and not job.done.done():
+                break
+            self._prompts.popleft()
+        return parts
+
+    async def _travel(self, parts: list[Part], n_few: int) -> None:
+        """Through the stages, then choose; whatever happens reaches those who wait."""
+        batch = [token for part in parts for token in part.ids]
+        segments = [part.segment for part in parts]
+        try:
+            try:
+                hidden = await self._pipeline.forward(batch, segments)
+            finally:  # before the head: the stages shall not wait for it
+                self._travelling -= 1
+                self._choosing += n_few
+                self._pump_soon()
+            await self._finish(parts, hidden)
+        except SessionLostError as error:
+            self._again(parts, error)
+        except Exception as error:
+            for part in parts:
+                if not part.stale:
+                    part.job.done.set_exception(error)
+        finally:  # when those who got a token have asked for the next
+            asyncio.get_running_loop().call_soon(self._chosen, n_few)
+
+    def _chosen(self, n_few: int) -> None:
+        self._choosing -= n_few
+        self._away -= n_few
+        self._pump()
+
+    async def _finish(self, parts: list[Part], hidden: Tensor) -> None:
+        """Tell of progress, and let the jobs whose tokens end here choose."""
+        jobs: list[Job] = []
+        rows: list[int] = []
+        end = 0
+        for part in parts:
+            end += part.length
+            if part.stale:
+                continue
+            part.job.session.held = part.position + part.length
+            if not part.job.replayed:
+                part.job.on_progress(part.length)
+            if part.last:
+                jobs.append(part.job)
+                rows += range(end - part.job.wanted, end)
+        if not jobs:
+            return
+        for job, (result, error) in zip(
+            jobs, await self._pipeline.choose(hidden[rows], _choices(jobs)), strict=True
+        ):
+            if job.done.done():
+                continue
+            if error is None:
+                job.done.set_result(result)
+            else:
+                job.done.set_exception(error)
+
+    def _again(self, parts: list[Part], error: SessionLostError) -> None:
+        """A stage lost a session and did nothing: send that from its beginning, the others as before."""
+        named = {part.job.session.number for part in parts} & {error.session}
+        for part in parts:
+            job = part.job
+            if part.stale:
+                continue
+            if not named or job.session.number == error.session:  # who names none has lost all
+                if job.replayed:
+                    job.done.set_exception(error)
+                    continue
+                job.replayed, job.session.held = True, 0
+            job.attempt += 1
+            job.sent = job.session.held
+            if job in self._prompts:
+                self._prompts.remove(job)
+            self._queue(job)
+
+
+def _choices(jobs: Sequence[Job]) -> Callable[[Tensor], list[tuple[Any, Exception | None]]]:
+    """What each job makes of its logits, or how it failed: one's failure is not the others'."""
+
+    def choose(logits: Tensor) -> list[tuple[Any, Exception | None]]:
+        outcomes: list[tuple[Any, Exception | None]] = []
+        end = 0
+        for job in jobs:
+            end += job.wanted
+            try:
+                outcomes.append((job.choice(logits[end - job.wanted : end]), None))
+            except Exception as error:
+                outcomes.append((None, error))
+        return outcomes
+
+    return choose

@@ -1,0 +1,238 @@
+"""Continuous batching, over a pipeline of which the test decides when a batch comes through."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from cake.errors import CakeError, SessionLostError
+from cake.model.batch import Segment
+from cake.scheduler import FEW_TOKENS, SMALLEST_CHUNK, Scheduler, chunk_tokens
+from cake.session import Session
+
+
+class Gate:
+    """Stages that hold each batch until it is let through; a token's hidden state is its id."""
+
+    max_batch_tokens = 2048
+
+    def __init__(self, n_stages: int) -> None:
+        self.n_stages = n_stages
+        self.waiting: list[tuple[list[Segment], asyncio.Future[None]]] = []
+        self.seen: list[list[tuple[int, int]]] = []  # (position, length) of each batch's segments
+
+    async def forward(self, ids: Sequence[int], segments: Sequence[Segment]) -> Tensor:
+        self.seen.append([(s.position, s.length) for s in segments])
+        through: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waiting.append((list(segments), through))
+        await through
+        return torch.tensor(ids, dtype=torch.float32)[:, None]
+
+    async def choose(self, hidden: Tensor, choice):
+        return choice(hidden)
+
+    async def let(self, error: Exception | None = None) -> list[Segment]:
+        """The first batch comes through, or fails."""
+        await settle()
+        segments, through = self.waiting.pop(0)
+        through.set_exception(error) if error else through.set_result(None)
+        await settle()
+        return segments
+
+
+async def settle() -> None:
+    """Let everything run that can."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def last(logits: Tensor) -> int:
+    return int(logits[-1])
+
+
+async def generate(scheduler: Scheduler, session: Session, n: int) -> list[int]:
+    """Each next token is the last one plus one."""
+    for _ in range(n):
+        session.ids.append(await scheduler.run(session, last) + 1)
+    return session.ids
+
+
+def lengths(gate: Gate) -> list[int]:
+    return [sum(length for _, length in batch) for batch in gate.seen]
+
+
+@pytest.mark.parametrize(
+    ("n_tokens", "n_stages", "chunk"),
+    [(5000, 1, 512), (1024, 2, 64), (1025, 2, 96), (10, 4, SMALLEST_CHUNK), (10**6, 2, 512)],
+)
+def test_chunks_fit_the_stages(n_tokens: int, n_stages: int, chunk: int) -> None:
+    assert chunk_tokens(n_tokens, n_stages) == chunk
+
+
+async def test_sessions_that_generate_travel_in_as_many_groups_as_there_are_stages() -> None:
+    gate = Gate(2)
+    scheduler = Scheduler(gate)
+    tasks = [asyncio.create_task(generate(scheduler, Session([10 * i]), 6)) for i in range(8)]
+    for _ in range(12):
+        assert len(gate.waiting) <= 2
+        await gate.let()
+    assert lengths(gate)[:12] == [4] * 12, "neither a clump nor crumbs"
+    assert [task.result() for task in tasks] == [list(range(10 * i, 10 * i + 7)) for i in range(8)]
+
+
+async def test_chunks_of_a_prompt_follow_one_another_without_waiting() -> None:
+    gate = Gate(2)
+    done = asyncio.create_task(Scheduler(gate, chunk=100).run(Session(list(range(250))), last))
+    await settle()
+    assert gate.seen == [[(0, 100)], [(100, 100)], [(200, 50)]], "one in each stage, one ahead"
+    for _ in range(3):
+        assert not done.done()
+        await gate.let()
+    assert done.result() == 249
+
+
+async def test_one_stage_gets_one_batch_at_a_time() -> None:
+    gate = Gate(1)
+    done = asyncio.create_task(Scheduler(gate, chunk=100).run(Session(list(range(150))), last))
+    await settle()
+    assert gate.seen == [[(0, 100)]]
+    await gate.let()
+    await gate.let()
+    assert done.result() == 149
+
+
+async def test_tokens_of_others_ride_along_with_small_chunks_of_a_prompt() -> None:
+    gate = Gate(1)
+    scheduler = Scheduler(gate)
+    talker = asyncio.create_task(generate(scheduler, Session([1]), 5))
+    await settle()
+    prompt = asyncio.create_task(scheduler.run(Session(list(range(1000))), last))
+    await settle()
+    for _ in range(4):
+        await gate.let()
+    assert gate.seen[0] == [(0, 1)]
+    assert gate.seen[1:5] == [[(i, 1), (SMALLEST_CHUNK * (i - 1), SMALLEST_CHUNK)] for i in range(1, 5)]
+    await gate.let()
+    assert talker.result() == [1, 2, 3, 4, 5, 6]
+    assert lengths(gate)[5] == 512, "nobody generates any more"
+    while not prompt.done():
+        await gate.let()
+    assert prompt.result() == 999
+
+
+async def test_prompts_are_served_in_order_of_arrival() -> None:
+    gate = Gate(1)
+    scheduler = Scheduler(gate, chunk=64)
+    finished: list[int] = []
+
+    async def ask(number: int) -> None:
+        await scheduler.run(Session(list(range(100))), last)
+        finished.append(number)
+
+    tasks = [asyncio.create_task(ask(i)) for i in range(64)]
+    while len(finished) < 64:
+        await gate.let()
+    assert finished == list(range(64))
+    assert set(lengths(gate)) == {64}, "a chunk that a prompt does not fill is filled by the next"
+    await asyncio.gather(*tasks)
+
+
+async def test_the_last_rows_that_are_wanted_come_in_one_part() -> None:
+    gate = Gate(1)
+    scheduler = Scheduler(gate, chunk=64)
+    done = asyncio.create_task(scheduler.run(Session(list(range(130))), torch.flatten, wanted=5))
+    for _ in range(3):
+        await gate.let()
+    assert gate.seen == [[(0, 64)], [(64, 61)], [(125, 5)]]
+    assert done.result().tolist() == [125, 126, 127, 128, 129]
+
+
+async def test_a_lost_session_is_sent_again_and_the_others_of_its_batch_go_on() -> None:
+    gate = Gate(1)
+    scheduler = Scheduler(gate)
+    lost, other = Session(list(range(FEW_TOKENS + 4))), Session([7, 8])
+    lost.held = FEW_TOKENS
+    told: list[int] = []
+    first = asyncio.create_task(scheduler.run(lost, last, on_progress=told.append))
+    second = asyncio.create_task(scheduler.run(other, last))
+    await gate.let(SessionLostError(lost.number, 3))
+    again = [*await gate.let(), *await gate.let()]
+    assert {s.session: (s.position, s.length) for s in again} == {
+        lost.number: (0, FEW_TOKENS + 4),
+        other.number: (0, 2),
+    }
+    assert (first.result(), second.result()) == (FEW_TOKENS + 3, 8)
+    assert lost.held == FEW_TOKENS + 4
+    assert told == [], "a replay is no progress"
+
+
+async def test_a_session_lost_twice_is_an_error_of_its_own() -> None:
+    gate = Gate(1)
+    scheduler = Scheduler(gate)
+    lost, other = Session([1, 2]), Session([7, 8])
+    first = asyncio.create_task(scheduler.run(lost, last))
+    second = asyncio.create_task(scheduler.run(other, last))
+    await gate.let(SessionLostError(lost.number, 0))
+    await gate.let(SessionLostError(lost.number, 0))
+    await gate.let()
+    with pytest.raises(SessionLostError):
+        await first
+    assert second.result() == 8
+
+
+async def test_chunks_behind_a_lost_one_are_not_believed() -> None:
+    gate = Gate(2)
+    session = Session(list(range(250)))
+    done = asyncio.create_task(Scheduler(gate, chunk=100).run(session, last))
+    await gate.let(SessionLostError(session.number, 0))
+    await gate.let(SessionLostError(session.number, 0))  # the two that were behind it
+    await gate.let(SessionLostError(session.number, 0))
+    assert not done.done()
+    for _ in range(3):
+        await gate.let()
+    assert done.result() == 249
+
+
+async def test_a_failure_reaches_all_of_its_batch_and_nobody_else() -> None:
+    gate = Gate(1)
+    scheduler = Scheduler(gate)
+    jobs = [asyncio.create_task(scheduler.run(Session([i]), last)) for i in (1, 2)]
+    await settle()
+    later = asyncio.create_task(scheduler.run(Session([3]), last))
+    await gate.let(CakeError("the worker is gone"))
+    await gate.let()
+    for job in jobs:
+        with pytest.raises(CakeError, match="gone"):
+            await job
+    assert later.result() == 3
+
+
+async def test_one_bad_choice_is_not_the_others() -> None:
+    gate = Gate(1)
+    scheduler = Scheduler(gate)
+
+    def refuse(logits: Tensor) -> int:
+        raise CakeError("not finite")
+
+    bad = asyncio.create_task(scheduler.run(Session([1]), refuse))
+    good = asyncio.create_task(scheduler.run(Session([2]), last))
+    await gate.let()
+    with pytest.raises(CakeError, match="not finite"):
+        await bad
+    assert good.result() == 2
+
+
+async def test_who_leaves_is_sent_no_further() -> None:
+    gate = Gate(1)
+    scheduler = Scheduler(gate, chunk=10)
+    session = Session(list(range(100)))
+    gone = asyncio.create_task(scheduler.run(session, last))
+    stays = asyncio.create_task(scheduler.run(Session([5]), last))
+    await settle()
+    gone.cancel()
+    await gate.let()
+    assert session.held == 0, "what came back for one who left is not counted on"
+    assert stays.result() == 5
+    assert len(gate.seen) == 1
