@@ -140,13 +140,27 @@ NAME(attend_some)(const int R, const float *const *q, const float *keys, const f
             out[r][d] /= total[r];
 }
 
+#include "attend_many.h"
+
+/* Attention of up to QUERIES queries to the same keys and values [.., head_dim], query r over its first
+   `n_seen[r]`. */
 static TARGET void NAME(attend)(int queries, const float *const *q, const float *keys, const float *values,
                                 const int64_t *n_seen, int64_t head_dim, float *const *out)
 {
-    switch (queries) {
-    case 1: NAME(attend_some)(1, q, keys, values, n_seen, head_dim, out); break;
-    case 2: NAME(attend_some)(2, q, keys, values, n_seen, head_dim, out); break;
-    case 3: NAME(attend_some)(3, q, keys, values, n_seen, head_dim, out); break;
-    default: NAME(attend_some)(4, q, keys, values, n_seen, head_dim, out);
+    enum { MOST = MOST_VECTORS * LANES };
+    for (int n; queries > 0; queries -= n, q += n, n_seen += n, out += n) {
+        n = queries < MOST ? queries : MOST;
+        switch (n) {
+        case 1: NAME(attend_some)(1, q, keys, values, n_seen, head_dim, out); break;
+        case 2: NAME(attend_some)(2, q, keys, values, n_seen, head_dim, out); break;
+        case 3: NAME(attend_some)(3, q, keys, values, n_seen, head_dim, out); break;
+        case 4: NAME(attend_some)(4, q, keys, values, n_seen, head_dim, out); break;
+        default:
+            switch ((n + LANES - 1) / LANES) {
+            case 1: NAME(attend_panel)(1, n, q, keys, values, n_seen, head_dim, out); break;
+            case 2: NAME(attend_panel)(2, n, q, keys, values, n_seen, head_dim, out); break;
+            default: NAME(attend_panel)(3, n, q, keys, values, n_seen, head_dim, out);
+            }
+        }
     }
 }

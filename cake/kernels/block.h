@@ -28,7 +28,6 @@ struct run {
 };
 
 enum { QKV, OUTPUT, GATE_UP, DOWN };
-enum { QUERIES = 4 }; /* tokens of a segment that share the reading of its keys */
 
 /* Keys (which = 0) or values (1) of a head, [capacity, head_dim]. */
 static float *cached(const struct run *run, const struct segment *s, int which, int64_t kv_head)
@@ -74,23 +73,23 @@ static void rotate_and_store(struct run *run, int step)
     }
 }
 
-/* One key head, and the queries of up to QUERIES tokens that look at it. */
-static void attend_tokens(const struct run *run, const struct segment *s, int64_t first, int64_t kv_head)
+/* One key head, and the queries of some tokens that look at it. */
+static void attend_tokens(const struct run *run, const struct segment *s, int64_t first, int64_t n_tokens,
+                          int64_t kv_head)
 {
     const struct block *b = run->block;
     const int64_t dim = b->head_dim, group = b->n_heads / b->n_kv_heads;
-    const int64_t left = s->length - first, n_tokens = left < QUERIES ? left : QUERIES;
     const float *keys = cached(run, s, 0, kv_head), *values = cached(run, s, 1, kv_head);
-    const float *q[4];
-    float *out[4];
-    int64_t n_seen[4];
+    const float *q[QUERIES];
+    float *out[QUERIES];
+    int64_t n_seen[QUERIES];
     int n = 0;
     for (int64_t i = 0; i < n_tokens * group; i++) {
         const int64_t token = first + i / group, row = s->first_row + token, head = kv_head * group + i % group;
         q[n] = run->wide + row * b->qkv->rows + head * dim;
         out[n] = run->mixed + (row * b->n_heads + head) * dim;
         n_seen[n++] = s->position + token + 1;
-        if (n == 4 || i + 1 == n_tokens * group) {
+        if (n == QUERIES || i + 1 == n_tokens * group) {
             used->attend(n, q, keys, values, n_seen, dim, out);
             n = 0;
         }
@@ -99,13 +98,16 @@ static void attend_tokens(const struct run *run, const struct segment *s, int64_
 
 static void attention(struct run *run, int step)
 {
-    const int64_t kv_heads = run->block->n_kv_heads;
+    const int64_t kv_heads = run->block->n_kv_heads, group = run->block->n_heads / kv_heads;
+    const int64_t at_once = group < QUERIES ? QUERIES / group : 1; /* tokens that share the reading of keys */
     int64_t unit = atomic_fetch_add(&run->next[step], 1), before = 0;
     for (int64_t i = 0; i < run->n_segments; i++) {
         const struct segment *s = &run->segments[i];
-        const int64_t units = (s->length + QUERIES - 1) / QUERIES * kv_heads;
-        for (; unit < before + units; unit = atomic_fetch_add(&run->next[step], 1))
-            attend_tokens(run, s, (unit - before) / kv_heads * QUERIES, (unit - before) % kv_heads);
+        const int64_t units = (s->length + at_once - 1) / at_once * kv_heads;
+        for (; unit < before + units; unit = atomic_fetch_add(&run->next[step], 1)) {
+            const int64_t first = (unit - before) / kv_heads * at_once, left = s->length - first;
+            attend_tokens(run, s, first, left < at_once ? left : at_once, (unit - before) % kv_heads);
+        }
         before += units;
     }
 }

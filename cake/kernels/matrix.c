@@ -35,6 +35,7 @@
 #endif
 
 enum { TILE_ROWS = 16, GROUP = 32, MOST_TOKENS = 4, CACHE_BYTES = 192 << 10, KEYS = 32 };
+enum { QUERIES = 48, MOST_VECTORS = 3 }; /* at once in attention */
 
 struct matrix {
     uint8_t *weights;      /* bits 4, 8: [tiles, groups, ...] as above; 16: [tiles * 16, columns] */
@@ -71,6 +72,7 @@ struct instruction_set {
 };
 
 #define INLINE static inline __attribute__((always_inline))
+#define ALIGNED __attribute__((aligned(64)))
 
 /* Plain C that every instruction set compiles for itself. */
 
