@@ -1,7 +1,7 @@
-/* Attention of many queries, one in every lane, so that no sum goes across a vector: a panel of V * LANES. What is kept
-   of it is [.., V * LANES], with a row for every channel of the queries and results and for every key of
-   the scores. Every sum is made in the order of `attend_some`, so that no bit of a token depends on its
-   company. Included by attend.h, and so once for every instruction set. */
+/* Attention of many queries, one in every lane, so that no sum goes across a vector: a panel of
+   V * LANES. What is kept of it is [.., V * LANES], with a row for every channel of the queries and
+   results and for every key of the scores. Every sum is made in the order of `attend_some`, so that no
+   bit of a token depends on its company. Included by attend.h, and so once for every instruction set. */
 
 /* Scores of a panel with K keys: sums over every LANES-th channel, then the sum of those. */
 static inline __attribute__((always_inline)) TARGET void
@@ -121,14 +121,14 @@ NAME(score_tile)(const int V, const float *q, const float *keys, int64_t n_keys,
 }
 
 static inline __attribute__((always_inline)) TARGET void
-NAME(attend_panel)(const int V, int queries, const float *const *q, const float *keys, const float *values,
-                   const int64_t *n_seen, int64_t head_dim, float *const *out)
+NAME(attend_panel)(const int V, int queries, const float *const *q, const struct seen *of, const int64_t *n_seen,
+                   int64_t head_dim, float *const *out)
 {
     enum { MOST = MOST_VECTORS * LANES };
     const int width = V * LANES;
     const float scale = 1.0f / sqrtf((float)head_dim);
     float asked[head_dim * width] ALIGNED, found[head_dim * width] ALIGNED, scores[KEYS * MOST] ALIGNED;
-    float most[MOST], total[MOST];
+    float most[MOST], total[MOST], wide[KEYS * head_dim] ALIGNED;
     int64_t seen[MOST] = {0}, longest = 0; /* lanes without a query see nothing */
     memset(asked, 0, sizeof asked);
     memset(found, 0, sizeof found);
@@ -144,9 +144,11 @@ NAME(attend_panel)(const int V, int queries, const float *const *q, const float 
     }
     for (int64_t first = 0; first < longest; first += KEYS) {
         const int64_t n_keys = longest - first < KEYS ? longest - first : KEYS;
-        NAME(score_tile)(V, asked, keys + first * head_dim, n_keys, head_dim, seen, first, scores);
+        const float *keys = NAME(floats)(of->keys, of->bits, first, n_keys, head_dim, wide);
+        NAME(score_tile)(V, asked, keys, n_keys, head_dim, seen, first, scores);
         NAME(soften_panel)(width, scale, scores, most, total, found, head_dim);
-        NAME(weigh_panel)(V, scores, values + first * head_dim, n_keys, head_dim, found);
+        const float *values = NAME(floats)(of->values, of->bits, first, n_keys, head_dim, wide);
+        NAME(weigh_panel)(V, scores, values, n_keys, head_dim, found);
     }
     for (int r = 0; r < queries; r++)
         for (int64_t d = 0; d < head_dim; d++)

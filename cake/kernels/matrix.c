@@ -55,6 +55,12 @@ struct activations {
     float *floats;        /* [tokens, columns], for a bfloat16 matrix instead of the two above */
 };
 
+/* What queries look at: keys and values [.., head_dim], float32 (bits 32) or bfloat16 (16). */
+struct seen {
+    const void *keys, *values;
+    int64_t bits;
+};
+
 /* What one instruction set knows how to do; see tile.h. */
 struct instruction_set {
     void (*tiles)(const struct matrix *, int64_t tile, const struct activations *, int64_t token, int tokens,
@@ -67,8 +73,8 @@ struct instruction_set {
     void (*norm)(const float *x, const float *weight, float eps, float *out, int64_t n);
     void (*rotate)(float *x, const float *cos, const float *sin, int64_t head_dim);
     void (*gate)(float *gate, const float *up, int64_t n);
-    void (*attend)(int queries, const float *const *q, const float *keys, const float *values,
-                   const int64_t *n_seen, int64_t head_dim, float *const *out);
+    void (*attend)(int queries, const float *const *q, const struct seen *of, const int64_t *n_seen,
+                   int64_t head_dim, float *const *out);
 };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -82,6 +88,14 @@ INLINE float from_bfloat(uint16_t x)
     float value;
     memcpy(&value, &bits, 4);
     return value;
+}
+
+/* To the nearest bfloat16, of two the even one, as torch does. */
+INLINE uint16_t to_bfloat(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return x == x ? (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16) : 0x7fc0;
 }
 
 /* To the nearest whole number, for |x| < 2^22; vectorizes, as rintf does not everywhere. */

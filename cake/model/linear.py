@@ -117,7 +117,8 @@ def new_matrix(rows: int, columns: int, placement: Placement, stored: set[torch.
         from cake.model.portable import portable_matrix  # which needs this module
 
         return portable_matrix(rows, columns, bits, placement)
-    if native and placement.dtype == torch.float32 and stored == {torch.bfloat16}:
+    kept = stored if placement.dtype == torch.float32 else {placement.dtype}
+    if native and kept == {torch.bfloat16}:
         return BfloatMatrix(rows, columns)
     return DenseMatrix(rows, columns, placement)
 
@@ -150,7 +151,7 @@ class DenseMatrix:
 
 
 class BfloatMatrix:
-    """bfloat16 as it was stored, multiplied in float32: the same numbers in half the memory.
+    """bfloat16, multiplied in float32: where it was stored so, the same numbers in half the memory.
 
     A few rows go through Cake's own kernel, which reads each weight once; a prompt's many through
     torch's float32 one, in parts that stay in the processor's cache once they are widened.
@@ -179,7 +180,9 @@ class BfloatMatrix:
     def multiply(self, x: Tensor) -> Tensor:
         """`x Wᵀ`."""
         if x.shape[0] <= FEW_TOKENS:
-            return self.native.multiply(x.contiguous())
+            return self.native.multiply(x.float().contiguous()).to(x.dtype)
+        if x.dtype == torch.bfloat16:
+            return F.linear(x, self.weight)
         y = x.new_empty((x.shape[0], self.native.rows))
         for wide, part in zip(
             torch.split(y, self._part, 1), torch.split(self.weight, self._part), strict=True
