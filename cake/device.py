@@ -52,7 +52,7 @@ def choose_dtype(name: str | None, checkpoint_dtype: str, device: torch.device) 
         return DTYPES[name]
     if device.type != "cpu":
         return DTYPES.get(checkpoint_dtype, torch.float32)
-    return torch.bfloat16 if _cpu_computes_bfloat16() else torch.float32
+    return torch.bfloat16 if kernels.cpu_computes_bfloat16() else torch.float32
 
 
 def choose_placement(compute: ComputeOptions, checkpoint_dtype: str) -> Placement:
@@ -76,12 +76,6 @@ def choose_context(chosen: int | None, of_model: int) -> int:
     if chosen > of_model:
         raise CakeError(f"--context {chosen} is more than the {of_model} that the model was made for")
     return chosen
-
-
-def _cpu_computes_bfloat16() -> bool:
-    """Whether matrix products in bfloat16 have instructions of their own (else they are emulated)."""
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
 
 
 class StoppedError(Exception):

@@ -22,7 +22,7 @@ from cake.model.cache import SessionCache
 from cake.model.config import ModelConfig
 from cake.model.linear import TensorSource
 from cake.model.llama import Block
-from cake.model.rope import rope_table
+from cake.model.rope import RopeTable, rope_table
 from cake.protocol.messages import WireTensor
 from cake.protocol.tensors import NAMES, from_wire, to_wire
 
@@ -95,8 +95,6 @@ class LocalStage:
         self._placement = thread.placement
         self._layers: list[Block] = []
         self._caches: dict[Hashable, SessionCache] = {}
-        device, dtype = self._placement.device, self._placement.dtype
-        self._rope = rope_table(config.rope, config.head_dim, device, dtype)
 
     @property
     def device(self) -> str:
@@ -153,24 +151,26 @@ class LocalStage:
         for segment in batch.segments:
             self._check(segment)
         caches = [self._cache_for(segment) for segment in batch.segments]
-        hidden = batch.hidden.to(self._placement.device, self._placement.dtype)
-        fused = [block.fused for block in self._layers if block.fused and block.fused.pays(len(hidden))]
+        n_tokens = len(batch.hidden)
+        fused = [block.fused for block in self._layers if block.fused and block.fused.pays(n_tokens)]
         if len(fused) == len(self._layers):
-            hidden = self._run_fused(hidden, batch.segments, caches, fused)
+            hidden = self._run_fused(batch.hidden, batch.segments, caches, fused)
         else:
-            hidden = self._run(hidden, batch.segments, caches)
+            hidden = self._run(batch.hidden, batch.segments, caches)
         for segment, cache in zip(batch.segments, caches, strict=True):
             cache.length = segment.position + segment.length
         self._thread.synchronize()
         self.stats.messages += 1
-        self.stats.tokens += hidden.shape[0]
+        self.stats.tokens += n_tokens
         compute_s = time.perf_counter() - started
         self.stats.compute_s += compute_s
         return Computed(hidden.to(batch.hidden.device, batch.hidden.dtype), compute_s)
 
     def _run(self, hidden: Tensor, segments: Sequence[Segment], caches: Sequence[SessionCache]) -> Tensor:
         group = self._config.n_heads // self._config.n_kv_heads
-        step = Step.prepare(hidden, segments, caches, self._rope, group)
+        device, dtype = self._placement.device, self._placement.dtype
+        hidden = hidden.to(device, dtype)
+        step = Step.prepare(hidden, segments, caches, self._rope(device, dtype), group)
         for index, block in enumerate(self._layers):
             self._thread.check()
             hidden = block(hidden, index, step)
@@ -183,14 +183,19 @@ class LocalStage:
         caches: Sequence[SessionCache],
         blocks: Sequence[FusedBlock],
     ) -> Tensor:
-        hidden = hidden.clone(memory_format=torch.contiguous_format)  # it is the caller's
+        cpu = self._placement.device  # a copy there: the batch is the caller's
+        hidden = hidden.to(cpu, torch.float32, copy=True, memory_format=torch.contiguous_format)
+        rope = self._rope(cpu, torch.float32)
         cache_of = {segment.session: cache for segment, cache in zip(segments, caches, strict=True)}
         for rows, part in cut(segments, FUSED_TOKENS):
-            step = fused_step(part, [cache_of[segment.session] for segment in part], self._rope)
+            step = fused_step(part, [cache_of[segment.session] for segment in part], rope)
             for index, block in enumerate(blocks):
                 self._thread.check()
                 block(hidden[rows], index, step)
         return hidden
+
+    def _rope(self, device: torch.device, dtype: torch.dtype) -> RopeTable:
+        return rope_table(self._config.rope, self._config.head_dim, device, dtype)
 
     def _check(self, segment: Segment) -> None:
         """Refuse what cannot be done before anything is changed."""

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from cake import kernels
 from cake.device import DeviceThread
+from cake.kernels.block import FusedBlock
+from cake.kernels.matrix import FEW_TOKENS
 from cake.model import linear
 from cake.model.batch import Batch, Segment
 from cake.model.linear import Placement, Quantization
@@ -51,8 +53,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stored_in_bfloat16(make_tiny_llama(tmp_path_factory.mktemp("wide"), **WIDE))
 
 
-async def stage_of(model: Path, quantize: Quantization, threads: int = 1) -> LocalStage:
-    thread = DeviceThread(Placement(torch.device("cpu"), torch.float32, quantize), threads)
+@pytest.fixture(autouse=True)
+def no_instructions_for_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same path on every CPU; a test of the other one says so."""
+    monkeypatch.setattr("cake.kernels.block.cpu_computes_bfloat16", lambda: False)
+
+
+async def stage_of(
+    model: Path, quantize: Quantization, threads: int = 1, dtype: torch.dtype = torch.float32
+) -> LocalStage:
+    thread = DeviceThread(Placement(torch.device("cpu"), dtype, quantize), threads)
     checkpoint = Checkpoint(model)
     stage = LocalStage("here", range(checkpoint.config.n_blocks), checkpoint.config, 512, thread)
     await thread.run(stage.load, checkpoint)
@@ -79,15 +89,57 @@ async def run(stage: LocalStage, batches: Sequence[Sequence[tuple[int, int, int]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-async def test_a_fused_block_computes_what_torch_does(
-    model: Path, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cake.kernels.block.FEW_TOKENS", 10**6)
+async def test_a_fused_block_computes_what_torch_does(model: Path, threads: int) -> None:
     fused = await stage_of(model, "none", threads)
     assert all(block.fused for block in fused._layers)
     plain = in_torch(await stage_of(model, "none"))
     for found, expected in zip(await run(fused, BATCHES), await run(plain, BATCHES), strict=True):
         assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()
+
+
+def few_in_torch(block: FusedBlock, n_tokens: int) -> bool:
+    return n_tokens > FEW_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("who", "most"), [("kernels", 0.003), ("kernels for few", 0.01), ("torch for few", 0.01)]
+)
+async def test_bfloat16_is_near_float64(
+    model: Path, who: str, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the kernels alone, and where they and torch take turns with the caches of the same sessions."""
+    if who == "kernels for few":
+        monkeypatch.setattr("cake.kernels.block.cpu_computes_bfloat16", lambda: True)
+    elif who == "torch for few":
+        monkeypatch.setattr(FusedBlock, "pays", few_in_torch)
+    exact = await run(await stage_of(model, "none", dtype=torch.float64), BATCHES)
+    stage = await stage_of(model, "none", dtype=torch.bfloat16)
+    assert all(block.fused for block in stage._layers)
+    for found, expected in zip(await run(stage, BATCHES), exact, strict=True):
+        distance = (found - expected).norm() / expected.norm()
+        assert distance <= most
+    assert {cache.storage.dtype for cache in stage._caches.values()} == {torch.bfloat16}
+
+
+async def test_the_kernels_round_to_bfloat16_as_torch_does(model: Path) -> None:
+    """One batch in float32 and in bfloat16: the first block's keys and values are the same, but rounded."""
+    caches = []
+    for dtype in (torch.float32, torch.bfloat16):
+        stage = await stage_of(model, "none", dtype=dtype)
+        await run(stage, [((1, 0, 70),)])
+        caches.append(stage._caches[1].storage[0, :, :, :70])
+    assert torch.equal(caches[0].bfloat16(), caches[1])
+
+
+async def test_float32_weights_are_rounded_for_bfloat16(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "wider"
+    shutil.copytree(model, folder)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: x.float() for name, x in tensors.items()}, folder / "model.safetensors")
+    stages = [await stage_of(path, "none", dtype=torch.bfloat16) for path in (model, folder)]
+    assert stages[1].weights == "bfloat16"
+    expected, found = [await run(stage, BATCHES) for stage in stages]
+    assert all(map(torch.equal, found, expected))
 
 
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
@@ -107,13 +159,19 @@ async def test_quantized_results_do_not_depend_on_the_batch(model: Path, quantiz
 
 @pytest.mark.parametrize(("quantize", "most"), [("int8", 0.02), ("int4", 0.25)])
 @pytest.mark.parametrize("where", ["fused", "native", "portable"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 async def test_a_quantized_stage_is_near_the_full_one(
-    model: Path, quantize: Quantization, most: float, where: str, monkeypatch: pytest.MonkeyPatch
+    model: Path,
+    quantize: Quantization,
+    most: float,
+    where: str,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     expected = await run(await stage_of(model, "none"), BATCHES)
     if where == "portable":
         monkeypatch.setattr(linear.kernels, "library", lambda: None)
-    stage = await stage_of(model, quantize)
+    stage = await stage_of(model, quantize, dtype=dtype)
     assert stage.weights == quantize
     if where != "fused":
         in_torch(stage)

@@ -26,7 +26,7 @@ def options(**changes: object) -> ComputeOptions:
 def test_a_cpu_computes_in_what_it_is_best_at(
     computes_bfloat16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device, "_cpu_computes_bfloat16", lambda: computes_bfloat16)
+    monkeypatch.setattr(device.kernels, "cpu_computes_bfloat16", lambda: computes_bfloat16)
     best = torch.bfloat16 if computes_bfloat16 else torch.float32
     assert choose_placement(options(), "bfloat16").dtype == best
     assert choose_placement(options(quantize="int4"), "bfloat16").dtype == torch.float32

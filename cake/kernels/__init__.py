@@ -48,6 +48,13 @@ def instruction_sets() -> list[str]:
     return names
 
 
+@functools.cache
+def cpu_computes_bfloat16() -> bool:
+    """Whether torch's matrix products in bfloat16 have instructions of their own (else they are emulated)."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+
+
 def _entries_of_torchs_openmp() -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
     """`GOMP_parallel` and `GOMP_barrier` of the OpenMP that torch loaded; null where it has none.
 

@@ -35,6 +35,18 @@ static TARGET void NAME(gate)(float *gate, const float *up, int64_t n)
         gate[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];
 }
 
+/* Rows `first` ... of keys or values as float32: where they lie, or widened into `wide`. */
+static inline __attribute__((always_inline)) TARGET const float *
+NAME(floats)(const void *rows, int64_t bits, int64_t first, int64_t n, int64_t head_dim, float *wide)
+{
+    if (bits == 32)
+        return (const float *)rows + first * head_dim;
+    const uint16_t *narrow = (const uint16_t *)rows + first * head_dim;
+    for (int64_t i = 0; i < n * head_dim; i++)
+        wide[i] = from_bfloat(narrow[i]);
+    return wide;
+}
+
 /* Scores of R queries `q` [R, head_dim] with the next keys [n_keys, head_dim], into `scores` [R, KEYS]. */
 static inline __attribute__((always_inline)) TARGET void
 NAME(score)(const int R, const float *const *q, const float *keys, int64_t n_keys, int64_t head_dim, float scale,
@@ -91,11 +103,11 @@ NAME(weigh)(const int R, const float *weights, const float *values, int64_t n_ke
 /* Attention of up to four queries, query r over its first `n_seen[r]` keys, with a softmax that needs to
    see only KEYS scores at a time (Milakov and Gimelshein, arXiv:1805.02867). */
 static inline __attribute__((always_inline)) TARGET void
-NAME(attend_some)(const int R, const float *const *q, const float *keys, const float *values, const int64_t *n_seen,
-                  int64_t head_dim, float *const *out)
+NAME(attend_some)(const int R, const float *const *q, const struct seen *of, const int64_t *n_seen, int64_t head_dim,
+                  float *const *out)
 {
     const float scale = 1.0f / sqrtf((float)head_dim);
-    float most[R], total[R];
+    float most[R], total[R], wide[KEYS * head_dim] ALIGNED;
     int64_t longest = 0;
     for (int r = 0; r < R; r++) {
         most[r] = -INFINITY;
@@ -106,7 +118,8 @@ NAME(attend_some)(const int R, const float *const *q, const float *keys, const f
     for (int64_t first = 0; first < longest; first += KEYS) {
         const int64_t n_keys = longest - first < KEYS ? longest - first : KEYS;
         float scores[R * KEYS];
-        NAME(score)(R, q, keys + first * head_dim, n_keys, head_dim, scale, scores);
+        const float *keys = NAME(floats)(of->keys, of->bits, first, n_keys, head_dim, wide);
+        NAME(score)(R, q, keys, n_keys, head_dim, scale, scores);
         for (int r = 0; r < R; r++) {
             float *row = scores + r * KEYS;
             const int64_t seen = n_seen[r] - first < n_keys ? n_seen[r] - first : n_keys;
@@ -133,20 +146,34 @@ NAME(attend_some)(const int R, const float *const *q, const float *keys, const f
                     out[r][d] *= faded;
             most[r] = here;
         }
-        NAME(weigh)(R, scores, values + first * head_dim, n_keys, head_dim, out);
+        const float *values = NAME(floats)(of->values, of->bits, first, n_keys, head_dim, wide);
+        NAME(weigh)(R, scores, values, n_keys, head_dim, out);
     }
     for (int r = 0; r < R; r++)
         for (int64_t d = 0; d < head_dim; d++)
             out[r][d] /= total[r];
 }
 
-static TARGET void NAME(attend)(int queries, const float *const *q, const float *keys, const float *values,
-                                const int64_t *n_seen, int64_t head_dim, float *const *out)
+#include "attend_many.h"
+
+/* Attention of up to QUERIES queries to the same keys and values, query r over its first `n_seen[r]`. */
+static TARGET void NAME(attend)(int queries, const float *const *q, const struct seen *of, const int64_t *n_seen,
+                                int64_t head_dim, float *const *out)
 {
-    switch (queries) {
-    case 1: NAME(attend_some)(1, q, keys, values, n_seen, head_dim, out); break;
-    case 2: NAME(attend_some)(2, q, keys, values, n_seen, head_dim, out); break;
-    case 3: NAME(attend_some)(3, q, keys, values, n_seen, head_dim, out); break;
-    default: NAME(attend_some)(4, q, keys, values, n_seen, head_dim, out);
+    enum { MOST = MOST_VECTORS * LANES };
+    for (int n; queries > 0; queries -= n, q += n, n_seen += n, out += n) {
+        n = queries < MOST ? queries : MOST;
+        switch (n) {
+        case 1: NAME(attend_some)(1, q, of, n_seen, head_dim, out); break;
+        case 2: NAME(attend_some)(2, q, of, n_seen, head_dim, out); break;
+        case 3: NAME(attend_some)(3, q, of, n_seen, head_dim, out); break;
+        case 4: NAME(attend_some)(4, q, of, n_seen, head_dim, out); break;
+        default:
+            switch ((n + LANES - 1) / LANES) {
+            case 1: NAME(attend_panel)(1, n, q, of, n_seen, head_dim, out); break;
+            case 2: NAME(attend_panel)(2, n, q, of, n_seen, head_dim, out); break;
+            default: NAME(attend_panel)(3, n, q, of, n_seen, head_dim, out);
+            }
+        }
     }
 }

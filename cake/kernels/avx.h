@@ -18,5 +18,6 @@
 #define BYTES(p) _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p))))
 #define TO_FLOAT _mm256_cvtepi32_ps
 #define TIMES _mm256_mul_ps
+#define PLUS _mm256_add_ps
 #define PLUS_PRODUCT(sum, x, y) _mm256_fmadd_ps(x, y, sum)
 #define MINUS_PRODUCT(sum, x, y) _mm256_fnmadd_ps(x, y, sum)

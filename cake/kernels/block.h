@@ -9,10 +9,10 @@ struct block {
 };
 
 /* Consecutive tokens of one session, and its cache [n_blocks, 2, n_kv_heads, capacity, head_dim]: keys
-   before values. */
+   before values, float32 (bits 32) or bfloat16 (16). */
 struct segment {
-    int64_t first_row, length, position, capacity;
-    float *cache;
+    int64_t first_row, length, position, capacity, bits;
+    char *cache;
 };
 
 struct run {
@@ -20,7 +20,7 @@ struct run {
     const struct segment *segments;
     int64_t index, n_segments, tokens, threads; /* index: the block's place in the caches */
     float *x;              /* [tokens, hidden] */
-    const float *cos, *sin; /* [tokens, head_dim] */
+    const float *cos, *sin; /* [positions, head_dim] */
     float *wide;           /* [tokens, the most rows of qkv and gate_up] */
     float *mixed;          /* [tokens, n_heads * head_dim] */
     struct product products[4];
@@ -28,13 +28,13 @@ struct run {
 };
 
 enum { QKV, OUTPUT, GATE_UP, DOWN };
-enum { QUERIES = 4 }; /* tokens of a segment that share the reading of its keys */
 
 /* Keys (which = 0) or values (1) of a head, [capacity, head_dim]. */
-static float *cached(const struct run *run, const struct segment *s, int which, int64_t kv_head)
+static void *cached(const struct run *run, const struct segment *s, int which, int64_t kv_head)
 {
     const struct block *b = run->block;
-    return s->cache + (((run->index * 2 + which) * b->n_kv_heads + kv_head) * s->capacity) * b->head_dim;
+    const int64_t row = ((run->index * 2 + which) * b->n_kv_heads + kv_head) * s->capacity;
+    return s->cache + row * b->head_dim * s->bits / 8;
 }
 
 /* The threads share the tokens of a step, then wait for one another. */
@@ -53,6 +53,18 @@ static void normalize(struct run *run, int step, int product, const float *weigh
     }
 }
 
+/* Keys or values of one token into a head's cache. */
+static void store(const struct segment *s, void *head, int64_t position, const float *row, int64_t head_dim)
+{
+    if (s->bits == 32) {
+        memcpy((float *)head + position * head_dim, row, (size_t)head_dim * sizeof *row);
+        return;
+    }
+    uint16_t *to = (uint16_t *)head + position * head_dim;
+    for (int64_t d = 0; d < head_dim; d++)
+        to[d] = to_bfloat(row[d]);
+}
+
 static void rotate_and_store(struct run *run, int step)
 {
     const struct block *b = run->block;
@@ -60,38 +72,38 @@ static void rotate_and_store(struct run *run, int step)
     EACH_TOKEN(run, step)
     {
         float *row = run->wide + t * b->qkv->rows;
-        for (int64_t head = 0; head < heads + kv_heads; head++)
-            used->rotate(row + head * dim, run->cos + t * dim, run->sin + t * dim, dim);
         const struct segment *s = run->segments;
         while (t >= s->first_row + s->length)
             s++;
         const int64_t position = s->position + t - s->first_row;
+        for (int64_t head = 0; head < heads + kv_heads; head++)
+            used->rotate(row + head * dim, run->cos + position * dim, run->sin + position * dim, dim);
         for (int64_t head = 0; head < kv_heads; head++) {
             const float *key = row + (heads + head) * dim, *value = key + kv_heads * dim;
-            memcpy(cached(run, s, 0, head) + position * dim, key, (size_t)dim * sizeof(float));
-            memcpy(cached(run, s, 1, head) + position * dim, value, (size_t)dim * sizeof(float));
+            store(s, cached(run, s, 0, head), position, key, dim);
+            store(s, cached(run, s, 1, head), position, value, dim);
         }
     }
 }
 
-/* One key head, and the queries of up to QUERIES tokens that look at it. */
-static void attend_tokens(const struct run *run, const struct segment *s, int64_t first, int64_t kv_head)
+/* One key head, and the queries of some tokens that look at it. */
+static void attend_tokens(const struct run *run, const struct segment *s, int64_t first, int64_t n_tokens,
+                          int64_t kv_head)
 {
     const struct block *b = run->block;
     const int64_t dim = b->head_dim, group = b->n_heads / b->n_kv_heads;
-    const int64_t left = s->length - first, n_tokens = left < QUERIES ? left : QUERIES;
-    const float *keys = cached(run, s, 0, kv_head), *values = cached(run, s, 1, kv_head);
-    const float *q[4];
-    float *out[4];
-    int64_t n_seen[4];
+    const struct seen of = {cached(run, s, 0, kv_head), cached(run, s, 1, kv_head), s->bits};
+    const float *q[QUERIES];
+    float *out[QUERIES];
+    int64_t n_seen[QUERIES];
     int n = 0;
     for (int64_t i = 0; i < n_tokens * group; i++) {
         const int64_t token = first + i / group, row = s->first_row + token, head = kv_head * group + i % group;
         q[n] = run->wide + row * b->qkv->rows + head * dim;
         out[n] = run->mixed + (row * b->n_heads + head) * dim;
         n_seen[n++] = s->position + token + 1;
-        if (n == 4 || i + 1 == n_tokens * group) {
-            used->attend(n, q, keys, values, n_seen, dim, out);
+        if (n == QUERIES || i + 1 == n_tokens * group) {
+            used->attend(n, q, &of, n_seen, dim, out);
             n = 0;
         }
     }
@@ -99,13 +111,16 @@ static void attend_tokens(const struct run *run, const struct segment *s, int64_
 
 static void attention(struct run *run, int step)
 {
-    const int64_t kv_heads = run->block->n_kv_heads;
+    const int64_t kv_heads = run->block->n_kv_heads, group = run->block->n_heads / kv_heads;
+    const int64_t at_once = group < QUERIES ? QUERIES / group : 1; /* tokens that share the reading of keys */
     int64_t unit = atomic_fetch_add(&run->next[step], 1), before = 0;
     for (int64_t i = 0; i < run->n_segments; i++) {
         const struct segment *s = &run->segments[i];
-        const int64_t units = (s->length + QUERIES - 1) / QUERIES * kv_heads;
-        for (; unit < before + units; unit = atomic_fetch_add(&run->next[step], 1))
-            attend_tokens(run, s, (unit - before) / kv_heads * QUERIES, (unit - before) % kv_heads);
+        const int64_t units = (s->length + at_once - 1) / at_once * kv_heads;
+        for (; unit < before + units; unit = atomic_fetch_add(&run->next[step], 1)) {
+            const int64_t first = (unit - before) / kv_heads * at_once, left = s->length - first;
+            attend_tokens(run, s, first, left < at_once ? left : at_once, (unit - before) % kv_heads);
+        }
         before += units;
     }
 }

@@ -1,6 +1,7 @@
 """A transformer block in one call of Cake's own CPU kernels, where cake.model.llama makes thirty of torch's.
 
-Computes the same: float32 activations and caches, and matrices of any form that the kernels know.
+Computes the same: activations in float32, caches in float32 or bfloat16, and matrices of any form that
+the kernels know.
 """
 
 import ctypes
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cake.kernels import POINTER, SIZE, library
+from cake.kernels import POINTER, SIZE, cpu_computes_bfloat16, library
 from cake.kernels.matrix import FEW_TOKENS, NativeMatrix
 
 HEAD_DIM_STEP = 32  # the widest instruction set takes two vectors of 16 channels at once
@@ -40,6 +41,7 @@ class _Segment(ctypes.Structure):
         ("length", SIZE),
         ("position", SIZE),
         ("capacity", SIZE),
+        ("bits", SIZE),
         ("cache", POINTER),
     )
 
@@ -48,7 +50,8 @@ class FusedStep:
     """What all blocks of a stage share while one batch passes through them, in the kernels' form.
 
     `segments` are `(first_row, length, position, storage)`, storage a session's cache `[n_blocks, 2,
-    n_kv_heads, capacity, head_dim]`; cosines and sines `[n_tokens, 1, head_dim]`.
+    n_kv_heads, capacity, head_dim]` in float32 or bfloat16; cosines and sines float32 `[n_positions,
+    head_dim]`, of every position that the segments have.
     """
 
     def __init__(
@@ -58,7 +61,14 @@ class FusedStep:
         self.cos, self.sin, self.threads = cos.data_ptr(), sin.data_ptr(), threads
         self.segments = (_Segment * len(segments))(
             *(
-                _Segment(first, length, position, storage.shape[3], storage.data_ptr())
+                _Segment(
+                    first,
+                    length,
+                    position,
+                    storage.shape[3],
+                    8 * storage.element_size(),
+                    storage.data_ptr(),
+                )
                 for first, length, position, storage in segments
             )
         )
@@ -74,7 +84,7 @@ class FusedBlock:
         heads: tuple[int, int, int],
         eps: float,
     ) -> None:
-        """Norms of attention and MLP; qkv, output, gate_up, down; `n_heads, n_kv_heads, head_dim`."""
+        """Float32 norms of attention and MLP; qkv, output, gate_up, down; `n_heads, n_kv_heads, head_dim`."""
         kernels = library()
         assert kernels is not None, "whoever made the matrices has asked whether the kernels are there"
         self._call = kernels.cake_block
@@ -87,10 +97,10 @@ class FusedBlock:
     def pays(self, n_tokens: int) -> bool:
         """Whether this is faster than torch for so many tokens.
 
-        Its product with bfloat16 reads weights once, which is all that counts for a few tokens; for
-        many, arithmetic counts, and torch's float32 one is ahead.
+        For a few tokens reading the weights once is all that counts; for many, arithmetic counts, and
+        torch's is ahead where it has instructions for bfloat16.
         """
-        return self._quantized or n_tokens <= FEW_TOKENS
+        return self._quantized or n_tokens <= FEW_TOKENS or not cpu_computes_bfloat16()
 
     def __call__(self, x: Tensor, index: int, step: FusedStep) -> None:
         """Pass contiguous float32 `[n_tokens, hidden_size]` through the block, in place."""
@@ -112,4 +122,4 @@ class FusedBlock:
 
 def can_fuse(dtype: torch.dtype, head_dim: int, biased: bool) -> bool:
     """Whether the kernels can run a block of this kind, if they have its matrices."""
-    return dtype == torch.float32 and head_dim % HEAD_DIM_STEP == 0 and not biased
+    return dtype in (torch.float32, torch.bfloat16) and head_dim % HEAD_DIM_STEP == 0 and not biased

@@ -37,6 +37,7 @@
 enum { TILE_ROWS = 16, GROUP = 32, MOST_TOKENS = 4, CACHE_BYTES = 192 << 10, KEYS = 32 };
 enum { PREFETCH_BYTES = 1536 }; /* ahead of the weights in use: best of 512 ... 8,192 on one core of a Milan */
 enum { PANEL = 256 }; /* columns of one: 16 KiB in float32, half a first-level cache */
+enum { QUERIES = 48, MOST_VECTORS = 3 }; /* at once in attention */
 
 struct matrix {
     uint8_t *weights;      /* bits 4, 8: [tiles, groups, ...] as above; 16: [tiles * 16, columns] */
@@ -56,6 +57,12 @@ struct activations {
     void *values;         /* [tokens, columns] */
 };
 
+/* What queries look at: keys and values [.., head_dim], float32 (bits 32) or bfloat16 (16). */
+struct seen {
+    const void *keys, *values;
+    int64_t bits;
+};
+
 /* What one instruction set knows how to do; see tile.h. */
 struct instruction_set {
     void (*tiles)(const struct matrix *, int64_t tile, const struct activations *, int64_t token, int tokens,
@@ -69,14 +76,15 @@ struct instruction_set {
     void (*norm)(const float *x, const float *weight, float eps, float *out, int64_t n);
     void (*rotate)(float *x, const float *cos, const float *sin, int64_t head_dim);
     void (*gate)(float *gate, const float *up, int64_t n);
-    void (*attend)(int queries, const float *const *q, const float *keys, const float *values,
-                   const int64_t *n_seen, int64_t head_dim, float *const *out);
+    void (*attend)(int queries, const float *const *q, const struct seen *of, const int64_t *n_seen,
+                   int64_t head_dim, float *const *out);
 };
 
 /* Keeps the compiler from moving what is in memory into registers across this line. */
 #define IN_MEMORY() __asm__ volatile("" ::: "memory")
 
 #define INLINE static inline __attribute__((always_inline))
+#define ALIGNED __attribute__((aligned(64)))
 
 /* Plain C that every instruction set compiles for itself. */
 
@@ -86,6 +94,14 @@ INLINE float from_bfloat(uint16_t x)
     float value;
     memcpy(&value, &bits, 4);
     return value;
+}
+
+/* To the nearest bfloat16, of two the even one, as torch does. */
+INLINE uint16_t to_bfloat(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return x == x ? (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16) : 0x7fc0;
 }
 
 /* To the nearest whole number, for |x| < 2^22; vectorizes, as rintf does not everywhere. */

@@ -106,6 +106,7 @@ static inline __attribute__((always_inline, target("avx2"))) __m256i dot8(__m256
 #define BYTES(p) _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(p))))
 #define TO_FLOAT _mm512_cvtepi32_ps
 #define TIMES _mm512_mul_ps
+#define PLUS _mm512_add_ps
 #define PLUS_PRODUCT(sum, x, y) _mm512_fmadd_ps(x, y, sum)
 #define MINUS_PRODUCT(sum, x, y) _mm512_fnmadd_ps(x, y, sum)
 #include "tile.h"
@@ -156,6 +157,7 @@ static inline void widen_square(const uint16_t *w, int64_t columns, float *to)
 #define BYTES four_unsigned
 #define TO_FLOAT vcvtq_f32_s32
 #define TIMES vmulq_f32
+#define PLUS vaddq_f32
 #define PLUS_PRODUCT(sum, x, y) vfmaq_f32(sum, x, y)
 #define MINUS_PRODUCT(sum, x, y) vfmsq_f32(sum, x, y)
 #include "tile.h"

@@ -215,5 +215,6 @@ static const struct instruction_set NAME(set) = {
 #undef BYTES
 #undef TO_FLOAT
 #undef TIMES
+#undef PLUS
 #undef PLUS_PRODUCT
 #undef MINUS_PRODUCT

@@ -88,8 +88,8 @@ def cut(segments: Sequence[Segment], most: int) -> Iterator[tuple[slice, list[Se
 
 
 def fused_step(segments: Sequence[Segment], caches: Sequence[SessionCache], table: RopeTable) -> FusedStep:
-    """A step for blocks in the form of Cake's own CPU kernels, which need no masks."""
-    cos, sin = _rotations(segments, table)
+    """A step for blocks in the form of Cake's own CPU kernels, which need no masks; `table` is float32."""
+    cos, sin = table.up_to(max(segment.position + segment.length for segment in segments))
     rows, first = [], 0
     for segment, cache in zip(segments, caches, strict=True):
         rows.append((first, segment.length, segment.position, cache.storage))

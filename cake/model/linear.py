@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cake import kernels
-from cake.kernels.matrix import NativeMatrix
+from cake.kernels.matrix import FEW_TOKENS, NativeMatrix
 
 Quantization = Literal["none", "int8", "int4"]
 BITS = {"int8": 8, "int4": 4}
@@ -117,7 +117,8 @@ def new_matrix(rows: int, columns: int, placement: Placement, stored: set[torch.
         from cake.model.portable import portable_matrix  # which needs this module
 
         return portable_matrix(rows, columns, bits, placement)
-    if native and placement.dtype == torch.float32 and stored == {torch.bfloat16}:
+    kept = stored if placement.dtype == torch.float32 else {placement.dtype}
+    if native and kept == {torch.bfloat16}:
         return BfloatMatrix(rows, columns)
     return DenseMatrix(rows, columns, placement)
 
@@ -150,7 +151,7 @@ class DenseMatrix:
 
 
 class BfloatMatrix:
-    """bfloat16 as it was stored, multiplied in float32: the same numbers in half the memory."""
+    """bfloat16, multiplied in float32: where it was stored so, the same numbers in half the memory."""
 
     def __init__(self, rows: int, columns: int) -> None:
         self.native = NativeMatrix(rows, columns, 16)
@@ -171,7 +172,9 @@ class BfloatMatrix:
 
     def multiply(self, x: Tensor) -> Tensor:
         """`x Wᵀ`."""
-        return self.native.multiply(x.contiguous())
+        if x.dtype == torch.bfloat16 and x.shape[0] > FEW_TOKENS and kernels.cpu_computes_bfloat16():
+            return F.linear(x, self.weight)
+        return self.native.multiply(x.float().contiguous()).to(x.dtype)
 
 
 class QuantizedMatrix:

@@ -41,7 +41,7 @@ class Block:
         gate_up, down = self._mlp.matrices
         if qkv is None or output is None or gate_up is None or down is None:
             return None
-        norms = (self._attention_norm.weight, self._mlp_norm.weight)
+        norms = (self._attention_norm.weight.float(), self._mlp_norm.weight.float())
         heads = (config.n_heads, config.n_kv_heads, config.head_dim)
         return FusedBlock(norms, (qkv, output, gate_up, down), heads, config.norm_eps)
 

@@ -48,11 +48,15 @@ class RopeTable:
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine, each `[n_tokens, 1, head_dim]`, for positions `[n_tokens]` on the CPU."""
-        needed, capacity = int(positions.max()) + 1, len(self._cos)
-        if needed > capacity:
-            self._fill(max(needed, 2 * capacity))
+        cos, sin = self.up_to(int(positions.max()) + 1)
         positions = positions.to(self._device)
-        return self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
+        return cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
+
+    def up_to(self, n_positions: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of the positions from 0, `[n, head_dim]` with n at least `n_positions`."""
+        if n_positions > len(self._cos):
+            self._fill(max(n_positions, 2 * len(self._cos)))
+        return self._cos, self._sin
 
     def _fill(self, n_positions: int) -> None:
         angles = torch.arange(n_positions)[:, None] * self._frequencies
