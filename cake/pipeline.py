@@ -4,19 +4,21 @@ Built from a topology and a checkpoint; does not know which of its stages are re
 """
 
 import asyncio
-from collections.abc import Callable, Hashable, Sequence
+import itertools
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from cake.chain import Chain, link_stages
 from cake.device import DeviceThread
 from cake.model.batch import Batch, Segment
 from cake.model.config import ModelConfig
 from cake.model.llama import Embedding, Head, load_ends
 from cake.protocol.handshake import MAX_BATCH_TOKENS, Expectation
 from cake.remote import Patience, RemoteStage, RemoteWorker, connect_worker
-from cake.stage import LocalStage, Stage
+from cake.stage import LocalStage
 from cake.topology import MASTER, Node, Topology
 from cake.weights.checkpoint import Checkpoint
 
@@ -30,14 +32,15 @@ class Pipeline:
     def __init__(
         self,
         config: ModelConfig,
-        stages: Sequence[Stage],
+        legs: Sequence[LocalStage | Chain],
         embedding: Embedding,
         head: Head,
         thread: DeviceThread,
         context: int,
         workers: Sequence[RemoteWorker] = (),
     ) -> None:
-        self.config, self.stages, self.context = config, tuple(stages), context
+        self.config, self.context, self._legs = config, context, tuple(legs)
+        self.stages = tuple(_stages_of(legs))
         self.workers = tuple(workers)
         self.max_batch_tokens = min(
             [MAX_BATCH_TOKENS, *(worker.welcome.max_batch_tokens for worker in workers)]
@@ -56,8 +59,8 @@ class Pipeline:
         holds too little of a session: run its earlier tokens again.
         """
         hidden = await self._thread.run(self._embed, ids)
-        for stage in self.stages:
-            hidden, _ = await stage.forward(Batch(hidden, tuple(segments)))
+        for leg in self._legs:
+            hidden = (await leg.forward(Batch(hidden, tuple(segments)))).hidden
         return hidden
 
     async def choose(self, hidden: Tensor, choice: Callable[[Tensor], T]) -> T:
@@ -97,20 +100,23 @@ async def open_pipeline(
     workers = await _connect_all(checkpoint, topology, patience)
     try:
         context = min([context, *(worker.welcome.context for worker in workers.values())])
-        stages: list[Stage] = []
-        for node, span in layout:
-            if node is not None:
-                stages.append(RemoteStage(workers[node.name], span))
+        legs: list[LocalStage | Chain] = []
+        for remote, run in itertools.groupby(layout, lambda part: part[0] is not None):
+            if remote:
+                legs += await link_stages(
+                    [RemoteStage(workers[node.name], span) for node, span in run if node]
+                )
                 continue
-            local = LocalStage(MASTER, span, config, context, thread)
-            await thread.run(local.load, checkpoint, lambda block: on_bytes(checkpoint.bytes_of(block)))
-            stages.append(local)
+            for _, span in run:
+                local = LocalStage(MASTER, span, config, context, thread)
+                await thread.run(local.load, checkpoint, lambda block: on_bytes(checkpoint.bytes_of(block)))
+                legs.append(local)
         embedding, head = await thread.run(load_ends, checkpoint, config, thread.placement)
         on_bytes(checkpoint.bytes_of(None))
     except BaseException:
         await asyncio.gather(*(worker.close() for worker in workers.values()))
         raise
-    return Pipeline(config, stages, embedding, head, thread, context, tuple(workers.values()))
+    return Pipeline(config, legs, embedding, head, thread, context, tuple(workers.values()))
 
 
 async def _connect_all(
@@ -131,6 +137,14 @@ async def _connect_all(
         await asyncio.gather(*(worker.close() for worker in open_workers))
         raise
     return {name: task.result() for name, task in tasks.items()}
+
+
+def _stages_of(legs: Sequence[LocalStage | Chain]) -> Iterator[LocalStage | RemoteStage]:
+    for leg in legs:
+        if isinstance(leg, Chain):
+            yield from leg.stages
+        else:
+            yield leg
 
 
 def expectation(checkpoint: Checkpoint, node: Node) -> Expectation:

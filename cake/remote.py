@@ -6,11 +6,10 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from cake.errors import NodeError, ProtocolError, SessionLostError
-from cake.model.batch import Batch
 from cake.net.connection import Connection, ConnectionLostError, connect
 from cake.protocol.frames import Frame
 from cake.protocol.handshake import Expectation, check_welcome, hello, payload_limit
@@ -19,18 +18,19 @@ from cake.protocol.messages import (
     Forget,
     Forward,
     Goodbye,
+    Link,
+    Linked,
     Lost,
     Message,
     Result,
     Welcome,
-    WireSegment,
 )
-from cake.protocol.tensors import from_wire, to_wire
-from cake.stage import Computed, StageStats
+from cake.stage import StageStats
 from cake.topology import Node
 
 log = logging.getLogger(__name__)
 ATTEMPTS_IN_SILENCE = 3
+NUMBERS = itertools.count()  # of questions to any worker: one may be answered by another
 
 
 @dataclass(frozen=True)
@@ -44,37 +44,49 @@ class Patience:
 
 
 class RemoteWorker:
-    """A worker that has said welcome. Matches answers to the forwards they belong to."""
+    """A worker that has said welcome. Matches answers to the questions they belong to."""
 
     def __init__(self, node: Node, connection: Connection, welcome: Welcome) -> None:
         self.node, self.welcome = node, welcome
+        self.clock_offset = time.perf_counter() - welcome.clock  # too large by the way of the welcome
         self._connection = connection
-        self._ids = itertools.count()
-        self._waiting: dict[int, asyncio.Future[tuple[Result, int]]] = {}
+        self._waiting: dict[int, asyncio.Future[Frame]] = {}
         self._failure: NodeError | None = None
         connection.hand_over(self._settle, self._on_end)
 
-    async def forward(self, first: int, batch: Batch) -> tuple[Result, int, int]:
-        """The worker's result, the bytes that the message took, and those of the answer."""
-        segments = tuple([WireSegment(_number(s.session), *s[1:]) for s in batch.segments])
-        message = Forward(next(self._ids), first, segments, to_wire(batch.hidden))
-        if self._failure is not None:
-            raise self._failure
-        answer = asyncio.get_running_loop().create_future()
-        self._waiting[message.id] = answer
+    async def ask(self, message: Forward | Link, others: "Sequence[RemoteWorker]" = ()) -> tuple[Frame, int]:
+        """The answer to a message, and the bytes that the message took.
+
+        It may come from any of `others` too, to whom the work is handed on. Raises what they answer:
+        `SessionLostError`, or `NodeError`, also where one of them is lost.
+        """
+        answer: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        workers = [self, *others]
+        for worker in workers:
+            if worker._failure is not None:
+                raise worker._failure
+        for worker in workers:
+            worker._waiting[message.id] = answer
         try:
             n_sent = await self._send(message)
-            result, n_received = await answer
+            return await answer, n_sent
         finally:
-            self._waiting.pop(message.id, None)
-            answer.cancel()  # where sending failed, nobody will look at it any more
-        return result, n_sent, n_received
+            for worker in workers:
+                worker._waiting.pop(message.id, None)
+            if not answer.cancel() and not answer.cancelled():
+                answer.exception()  # where sending failed, nobody else looks at it
+
+    async def link(self, to: "RemoteWorker") -> int:
+        """Let this worker connect to another; the link's number. Raises `NodeError` with the reason."""
+        number, node = next(NUMBERS), to.node
+        await self.ask(Link(number, node.name, node.host, node.port, to.welcome.visit))
+        return number
 
     async def forget(self, sessions: Iterable[Hashable]) -> None:
         """Tell the worker that these sessions are over; a worker that is gone knows already."""
         if self._failure is None:
             with contextlib.suppress(NodeError):
-                await self._send(Forget(tuple(_number(s) for s in sessions)))
+                await self._send(Forget(tuple(number_of(s) for s in sessions)))
 
     async def close(self) -> None:
         """Say goodbye; who still waits for an answer gets an error."""
@@ -92,20 +104,20 @@ class RemoteWorker:
         self._fail(str(error))
 
     def _settle(self, frame: Frame) -> None:
-        message, n_bytes = frame
+        message = frame.message
         if isinstance(message, Goodbye):
             self._fail(f"it said goodbye: {message.reason}")
             return
-        assert isinstance(message, Result | Lost | Failed)  # the table of states allows no other
+        assert isinstance(message, Result | Lost | Failed | Linked)  # the table of states allows no other
         future = self._waiting.get(message.id)
         if future is None or future.done():
             return  # the one who asked has gone
-        if isinstance(message, Result):
-            future.set_result((message, n_bytes))
-        elif isinstance(message, Lost):
+        if isinstance(message, Lost):
             future.set_exception(SessionLostError(message.session, message.held))
-        else:
+        elif isinstance(message, Failed):
             future.set_exception(NodeError(f"{self._who} failed: {message.reason}"))
+        else:
+            future.set_result(frame)
 
     def _fail(self, reason: str) -> NodeError:
         self._failure = self._failure or NodeError(
@@ -125,37 +137,18 @@ class RemoteStage:
     """One span of a worker, as a stage of the master's pipeline."""
 
     def __init__(self, worker: RemoteWorker, blocks: range) -> None:
-        self.node, self.blocks = worker.node.name, blocks
+        self.node, self.blocks, self.worker = worker.node.name, blocks, worker
         self.device, self.dtype = worker.welcome.device, worker.welcome.dtype
         self.weights = worker.welcome.weights
         self.stats = StageStats()
-        self._worker = worker
-
-    async def forward(self, batch: Batch) -> Computed:
-        """Send the batch, wait for the result, and convert it back to the batch's dtype."""
-        self.stats.messages += 1
-        started = time.perf_counter()
-        result, n_sent, n_received = await self._worker.forward(self.blocks.start, batch)
-        if result.hidden.shape != tuple(batch.hidden.shape):
-            raise NodeError(
-                f"worker {self.node!r} answered hidden states of {str(result.hidden.shape)[:60]} to "
-                f"{tuple(batch.hidden.shape)}"
-            )
-        hidden = from_wire(result.hidden).to(batch.hidden.device, batch.hidden.dtype)
-        stats = self.stats
-        stats.tokens += hidden.shape[0]
-        stats.bytes_sent += n_sent
-        stats.bytes_received += n_received
-        stats.compute_s += result.compute_s
-        stats.network_s += max(0.0, time.perf_counter() - started - result.compute_s)
-        return Computed(hidden, result.compute_s)
 
     async def forget(self, sessions: Iterable[Hashable]) -> None:
         """Free the sessions over there."""
-        await self._worker.forget(sessions)
+        await self.worker.forget(sessions)
 
 
-def _number(session: Hashable) -> int:
+def number_of(session: Hashable) -> int:
+    """A session's number on the wire."""
     if not isinstance(session, int):
         raise TypeError(f"sessions have whole numbers on the wire, not {session!r}")
     return session

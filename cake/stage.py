@@ -42,10 +42,22 @@ class StageStats:
 
 
 class Computed(NamedTuple):
-    """What a stage made of a batch, `[n_tokens, hidden_size]`, and the seconds it computed."""
+    """What a stage made of a batch, `[n_tokens, hidden_size]`, when it began and how long it took.
+
+    `started_s` is on `time.perf_counter`'s clock.
+    """
 
     hidden: Tensor
     compute_s: float
+    started_s: float
+
+
+class Answered(NamedTuple):
+    """The same, for the wire."""
+
+    hidden: WireTensor
+    compute_s: float
+    started_s: float
 
 
 class SpanState(Protocol):
@@ -67,20 +79,17 @@ class SpanState(Protocol):
 
 
 class Stage(SpanState, Protocol):
-    """What a pipeline needs of a stage, wherever it runs."""
+    """What a report needs of a stage, wherever it runs."""
 
     @property
     def node(self) -> str: ...
-
-    async def forward(self, batch: Batch) -> Computed:
-        """Run a batch through the span; the result has the batch's device and dtype."""
 
 
 class WireStage(SpanState, Protocol):
     """What a worker needs of a stage that it serves."""
 
-    async def answer(self, hidden: WireTensor, segments: tuple[Segment, ...]) -> tuple[WireTensor, float]:
-        """As `forward`, from the wire and back to it; also the seconds it took."""
+    async def answer(self, hidden: WireTensor, segments: tuple[Segment, ...]) -> Answered:
+        """As `forward`, from the wire and back to it."""
 
 
 class LocalStage:
@@ -127,16 +136,16 @@ class LocalStage:
         """Run a batch through the span and add its tokens to their sessions' caches."""
         return await self._thread.run(self._compute, batch)
 
-    async def answer(self, hidden: WireTensor, segments: tuple[Segment, ...]) -> tuple[WireTensor, float]:
-        """As `forward`, from the wire and back to it; also the seconds it took.
+    async def answer(self, hidden: WireTensor, segments: tuple[Segment, ...]) -> Answered:
+        """As `forward`, from the wire and back to it.
 
         The conversions belong into the device's thread: a prompt's would hold up the event loop.
         """
         return await self._thread.run(self._compute_wire, hidden, segments)
 
-    def _compute_wire(self, hidden: WireTensor, segments: tuple[Segment, ...]) -> tuple[WireTensor, float]:
-        result, compute_s = self._compute(Batch(from_wire(hidden), segments))
-        return to_wire(result), compute_s
+    def _compute_wire(self, hidden: WireTensor, segments: tuple[Segment, ...]) -> Answered:
+        result, *times = self._compute(Batch(from_wire(hidden), segments))
+        return Answered(to_wire(result), *times)
 
     async def forget(self, sessions: Iterable[Hashable]) -> None:
         """Free the caches of these sessions, after the forwards that were asked for before."""
@@ -164,7 +173,7 @@ class LocalStage:
         self.stats.tokens += n_tokens
         compute_s = time.perf_counter() - started
         self.stats.compute_s += compute_s
-        return Computed(hidden.to(batch.hidden.device, batch.hidden.dtype), compute_s)
+        return Computed(hidden.to(batch.hidden.device, batch.hidden.dtype), compute_s, started)
 
     def _run(self, hidden: Tensor, segments: Sequence[Segment], caches: Sequence[SessionCache]) -> Tensor:
         group = self._config.n_heads // self._config.n_kv_heads
@@ -202,7 +211,7 @@ class LocalStage:
         end = segment.position + segment.length
         if end > self.context:
             raise CakeError(f"{end} tokens do not fit into the context of {self.context} (--context)")
-        cache = self._caches.get(segment.session)
+        cache = self._caches.get(segment.session if segment.source is None else segment.source)
         held = cache.length if cache else 0
         if held < segment.position:
             raise SessionLostError(segment.session, held)
@@ -210,7 +219,9 @@ class LocalStage:
     def _cache_for(self, segment: Segment) -> SessionCache:
         """The session's cache, cut to the segment's position and with room for its tokens."""
         cache = self._caches.get(segment.session)
-        if cache is None:
+        if segment.source is not None:
+            cache = self._caches[segment.session] = self._caches[segment.source].copy(segment.position)
+        elif cache is None:
             device, dtype = self._placement.device, self._placement.dtype
             cache = SessionCache(self._config, len(self.blocks), self.context, device, dtype)
             self._caches[segment.session] = cache

@@ -18,8 +18,9 @@ from cake.protocol.handshake import describe_spans
 from cake.stage import LocalStage
 from cake.text import human_bytes
 from cake.topology import Node, format_address, load_topology, parse_address
+from cake.visit import Service
 from cake.weights.checkpoint import Checkpoint, block_of, bundled_topology, open_checkpoint
-from cake.worker import Service, Worker
+from cake.worker import Worker
 
 log = logging.getLogger(__name__)
 

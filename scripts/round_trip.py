@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import torch
 
+from cake.chain import Chain
 from cake.model.batch import Batch, Segment
 from cake.net.connection import connect
 from cake.net.listener import bind
@@ -21,9 +22,10 @@ from cake.protocol.handshake import Expectation, hello
 from cake.protocol.messages import Forward, WireSegment, WireTensor
 from cake.protocol.tensors import to_wire
 from cake.remote import Patience, RemoteStage, connect_worker
-from cake.stage import StageStats
+from cake.stage import Answered, StageStats
 from cake.topology import Node
-from cake.worker import Service, Worker
+from cake.visit import Service
+from cake.worker import Worker
 
 HIDDEN_SIZE = 4096
 
@@ -36,9 +38,9 @@ class EchoStage:
     def __init__(self) -> None:
         self.stats = StageStats()
 
-    async def answer(self, hidden: WireTensor, segments: object) -> tuple[WireTensor, float]:
+    async def answer(self, hidden: WireTensor, segments: object) -> Answered:
         """The same hidden states."""
-        return hidden, 0.0
+        return Answered(hidden, 0.0, 0.0)
 
     async def forget(self, sessions: object) -> None:
         """Nothing is held."""
@@ -75,7 +77,7 @@ async def measure_round_trips(port: int, n: int) -> dict[str, dict[str, float]]:
     node = Node("echo", "127.0.0.1", port, (range(1),))
     expected = Expectation("echo", "echo", HIDDEN_SIZE, (range(1),), (None,))
     worker = await connect_worker(node, expected, Patience())
-    stage, hidden = RemoteStage(worker, range(1)), torch.zeros(1, HIDDEN_SIZE, dtype=torch.bfloat16)
+    stage, hidden = Chain([RemoteStage(worker, range(1))]), torch.zeros(1, HIDDEN_SIZE, dtype=torch.bfloat16)
     stage_times = []
     for position in range(n):
         started = time.perf_counter()
@@ -88,7 +90,7 @@ async def measure_round_trips(port: int, n: int) -> dict[str, dict[str, float]]:
     connection.raise_limits(1 << 20)
     frame_times = []
     for position in range(n):
-        message = Forward(position, 0, (WireSegment(0, position, 1),), to_wire(hidden))
+        message = Forward(position, 0, (WireSegment(0, position, 1, 0),), (), (), to_wire(hidden))
         started = time.perf_counter()
         await connection.send(message)
         await connection.receive()

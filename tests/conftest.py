@@ -26,9 +26,10 @@ from cake.remote import Patience
 from cake.session import Session
 from cake.stage import LocalStage
 from cake.topology import Node, Topology
+from cake.visit import Service
 from cake.weights.checkpoint import Checkpoint
 from cake.weights.demo_model import demo_model_folder
-from cake.worker import Service, Worker
+from cake.worker import Worker
 
 torch.set_num_threads(1)
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))  # last, as a script may be called like a package

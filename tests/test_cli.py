@@ -204,6 +204,8 @@ def test_a_worker_that_will_not_do_is_explained(
         "float32",
         99,
         99,
+        "",
+        0.0,
     )
     answer = reply if isinstance(reply, bytes) else wire(replace(good, **reply))
     monkeypatch.setattr(master, "Patience", lambda: replace(PATIENT, handshake=0.3 if not answer else 20))

@@ -13,9 +13,9 @@ from cake.net.listener import bind, listen
 from cake.protocol.frames import encode
 from cake.protocol.messages import Forget, Forward, Goodbye, Hello, Message, Result, WireSegment, WireTensor
 
-HELLO = Hello(1, "cake/0.1.0", "attic")
+HELLO = Hello(1, "cake/0.1.0", "attic", "")
 TENSOR = WireTensor("float32", (2, 1), bytearray(8))
-FORWARD = Forward(0, 0, (WireSegment(0, 0, 2),), TENSOR)
+FORWARD = Forward(0, 0, (WireSegment(0, 0, 2, 0),), (), (), TENSOR)
 
 
 def wire(*messages: Message) -> bytes:
@@ -75,7 +75,7 @@ async def test_both_directions_and_the_count_of_bytes() -> None:
             (master, worker, HELLO),
             (worker, master, WELCOME),
             (master, worker, FORWARD),
-            (worker, master, Result(0, 0.5, TENSOR)),
+            (worker, master, Result(0, (), TENSOR)),
             (master, worker, Goodbye("done")),
         ]
         worker.raise_limits(8)
@@ -105,7 +105,12 @@ async def test_a_large_message_crosses_in_pieces() -> None:
         await greet(master, worker)
         worker.raise_limits(n)
         large = Forward(
-            0, 0, (WireSegment(0, 0, 1),), WireTensor("float32", (1, n // 4), bytes(range(256)) * (n // 256))
+            0,
+            0,
+            (WireSegment(0, 0, 1, 0),),
+            (),
+            (),
+            WireTensor("float32", (1, n // 4), bytes(range(256)) * (n // 256)),
         )
         sending = asyncio.create_task(master.send(large))
         frame = await soon(worker.receive())

@@ -25,25 +25,33 @@ from cake.protocol.messages import (
 
 WIDE = Limits(header=64 * 1024, payload=64 * 1024)
 
-HELLO = Hello(1, "x", "attic")
+HELLO = Hello(1, "x", "attic", "")
 HELLO_BYTES = bytes.fromhex(
-    "43414b45 0000002b 0000000000000000"  # "CAKE", 43 bytes of header, no payload
-    "84"  # a map of 4
+    "43414b45 00000032 0000000000000000"  # "CAKE", 50 bytes of header, no payload
+    "85"  # a map of 5
     "a4 6b696e64 a5 68656c6c6f"  # kind: hello
     "a7 76657273696f6e 01"  # version: 1
     "a8 736f667477617265 a1 78"  # software: x
     "a4 6e6f6465 a5 6174746963"  # node: attic
+    "a5 7669736974 a0"  # visit: empty
 )
 FORWARD = Forward(
-    7, 2, (WireSegment(1, 300, 2),), WireTensor("float32", (2, 1), bytes.fromhex("0000803f000000c0"))
+    7,
+    2,
+    (WireSegment(1, 300, 2, 1),),
+    (),
+    (),
+    WireTensor("float32", (2, 1), bytes.fromhex("0000803f000000c0")),
 )
 FORWARD_BYTES = bytes.fromhex(
-    "43414b45 00000048 0000000000000008"  # "CAKE", 72 bytes of header, 8 of payload
-    "85"  # a map of 5
+    "43414b45 00000058 0000000000000008"  # "CAKE", 88 bytes of header, 8 of payload
+    "87"  # a map of 7
     "a4 6b696e64 a7 666f7277617264"  # kind: forward
     "a2 6964 07"  # id: 7
     "a5 6669727374 02"  # first: 2
-    "a8 7365676d656e7473 91 93 01 cd012c 02"  # segments: [[1, 300, 2]]
+    "a8 7365676d656e7473 91 94 01 cd012c 02 01"  # segments: [[1, 300, 2, 1]]
+    "a5 726f757465 90"  # route: it ends here
+    "a6 737461676573 90"  # stages: none before
     "a6 68696464656e 82"  # hidden: a map of 2
     "a5 6474797065 a7 666c6f61743332"  # dtype: float32
     "a5 7368617065 92 02 01"  # shape: [2, 1]
@@ -80,7 +88,7 @@ def test_literal_bytes(message: Message, wire: bytes) -> None:
 
 def test_the_payload_is_not_copied_to_be_sent() -> None:
     data = bytearray(8)
-    message = Forward(0, 0, (WireSegment(0, 0, 2),), WireTensor("float32", (2, 1), data))
+    message = Forward(0, 0, (WireSegment(0, 0, 2, 0),), (), (), WireTensor("float32", (2, 1), data))
     assert encode(message)[1] is data
 
 
@@ -253,6 +261,6 @@ def test_any_message_comes_back(message: Message) -> None:
 def test_the_documentation_shows_the_bytes_that_are_sent() -> None:
     text = (Path(cake.__file__).parent / "protocol" / "PROTOCOL.md").read_text(encoding="utf-8")
     block = next(part for part in text.split("```") if part.lstrip().startswith("43 41 4b 45"))
-    head, payload = encode(Hello(version=1, software="cake/0.1.0", node="worker0"))
+    head, payload = encode(Hello(version=2, software="cake/0.1.0", node="worker0", visit=""))
     assert bytes.fromhex(block) == head
     assert not payload

@@ -29,6 +29,8 @@ WELCOME = Welcome(
     context=512,
     weights="int8",
     max_batch_tokens=2048,
+    visit="5ec7e7",
+    clock=0.0,
 )
 ADDRESS = "192.168.1.20:10128"
 
@@ -43,12 +45,12 @@ def test_a_worker_accepts_its_name() -> None:
 def test_a_worker_refuses_another_version(version: int) -> None:
     refusal = rf"speaks protocol version {VERSION}, the master \(cake/9.9\) version {version}"
     with pytest.raises(ProtocolError, match=refusal):
-        check_hello(Hello(version, "cake/9.9", "attic"), "attic")
+        check_hello(Hello(version, "cake/9.9", "attic", ""), "attic")
 
 
 def test_the_version_is_judged_before_the_name() -> None:
     with pytest.raises(ProtocolError, match="version"):
-        check_hello(Hello(VERSION + 1, "cake/9.9", "porch"), "attic")
+        check_hello(Hello(VERSION + 1, "cake/9.9", "porch", ""), "attic")
 
 
 @pytest.mark.parametrize("fingerprints", [("aa", "bb"), ("aa", None), (None, "bb"), (None, None)], ids=str)

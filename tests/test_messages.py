@@ -12,10 +12,14 @@ from cake.protocol.messages import (
     Forward,
     Goodbye,
     Hello,
+    Hop,
+    Link,
+    Linked,
     Lost,
     Message,
     Result,
     SpanInfo,
+    StageReport,
     Welcome,
     WireSegment,
     WireTensor,
@@ -23,6 +27,7 @@ from cake.protocol.messages import (
     to_header,
 )
 
+REPORTS = (StageReport(0.5, 0.25, 1e6, 77), StageReport(0.0, 0.125, -1.5, 2**40))
 TENSOR = WireTensor("bfloat16", (3, 2), b"abcdefghijkl")
 WELCOME = Welcome(
     version=1,
@@ -35,25 +40,36 @@ WELCOME = Welcome(
     context=8192,
     weights="int8",
     max_batch_tokens=2048,
+    visit="5ec7e7",
+    clock=12.5,
 )
 EXAMPLES: list[Message] = [
-    Hello(1, "cake/0.1.0", "büro"),
+    Hello(1, "cake/0.1.0", "büro", ""),
     WELCOME,
-    Forward(2**64 - 1, 6, (WireSegment(0, 0, 2), WireSegment(9, 511, 1)), TENSOR),
-    Result(7, 0.25, TENSOR),
+    Link(3, "attic", "192.168.1.20", 10128, "5ec7e7"),
+    Linked(3),
+    Forward(
+        2**64 - 1,
+        6,
+        (WireSegment(0, 0, 2, 0), WireSegment(9, 511, 1, 4)),
+        (Hop(3, 0), Hop(4, 2**40)),
+        REPORTS,
+        TENSOR,
+    ),
+    Result(7, REPORTS, TENSOR),
     Lost(7, 3, 12),
     Failed(7, "out of memory"),
     Forget((1, 2, 3)),
     Goodbye("the master is done"),
 ]
 HEADERS = {
-    "hello": {"kind": "hello", "version": 1, "software": "s", "node": "attic"},
+    "hello": {"kind": "hello", "version": 2, "software": "s", "node": "attic", "visit": ""},
     "lost": {"kind": "lost", "id": 1, "session": 2, "held": 3},
     "failed": {"kind": "failed", "id": 1, "reason": "r"},
     "forget": {"kind": "forget", "sessions": [1, 2]},
     "welcome": {
         "kind": "welcome",
-        "version": 1,
+        "version": 2,
         "software": "s",
         "node": "attic",
         "model": "m",
@@ -63,18 +79,24 @@ HEADERS = {
         "weights": "int8",
         "context": 512,
         "max_batch_tokens": 64,
+        "visit": "v",
+        "clock": 0.5,
     },
+    "link": {"kind": "link", "id": 1, "node": "attic", "host": "h", "port": 10128, "visit": "v"},
+    "linked": {"kind": "linked", "id": 1},
     "forward": {
         "kind": "forward",
         "id": 1,
         "first": 0,
-        "segments": [[0, 0, 1]],
+        "segments": [[0, 0, 1, 0]],
+        "route": [[0, 6]],
+        "stages": [[0.5, 0.25, 1.5, 10]],
         "hidden": {"dtype": "float32", "shape": [1, 2]},
     },
     "result": {
         "kind": "result",
         "id": 1,
-        "compute_s": 0.5,
+        "stages": [[0.5, 0.25, 1.5, 10]],
         "hidden": {"dtype": "float32", "shape": [1, 2]},
     },
 }
@@ -98,6 +120,8 @@ def test_there_is_an_example_of_every_kind() -> None:
     assert set(MESSAGES) == {
         "hello",
         "welcome",
+        "link",
+        "linked",
         "forward",
         "result",
         "lost",
@@ -115,14 +139,21 @@ def test_round_trip(message: Message) -> None:
 
 
 def test_the_tensor_travels_as_payload() -> None:
-    header, payload = to_header(Result(7, 0.25, TENSOR))
+    header, payload = to_header(Result(7, REPORTS, TENSOR))
     assert header == {
         "kind": "result",
         "id": 7,
-        "compute_s": 0.25,
+        "stages": REPORTS,
         "hidden": {"dtype": "bfloat16", "shape": (3, 2)},
     }
     assert payload == b"abcdefghijkl"
+
+
+@pytest.mark.parametrize("kind", ["hello", "welcome"])
+def test_a_greeting_of_another_version_is_understood_so_far(kind: str) -> None:
+    older = {"kind": kind, "version": 1, "software": "cake/0.1.0", "node": "attic"}
+    with pytest.raises(ProtocolError, match="version 1, this side speaks 2; run the same Cake"):
+        from_header(older, b"")
 
 
 @pytest.mark.parametrize("kind", HEADERS)
@@ -163,7 +194,17 @@ def test_missing_and_extra_fields(kind: str) -> None:
 WRONG = {
     "whole number": ("lost", "held", [-1, True, False, 1.0, "1", None, [1], {}, b"1"]),
     "text": ("failed", "reason", [1, None, b"bytes", ["r"], {}, True]),
-    "float": ("result", "compute_s", [1, True, "0.5", None, [0.5], {}]),
+    "float": ("welcome", "clock", [1, True, "0.5", None, [0.5], {}]),
+    "reports": (
+        "result",
+        "stages",
+        [
+            *(None, 1, "abc", {}, [1], [[]], ["abcd"]),
+            *([[0.5, 0.5, 0.5]], [[0.5, 0.5, 0.5, 1, 1]], [[0.5, 0.5, 1, 1]]),
+            *([[0.5, 0.5, 0.5, 0.5]], [[0.5, 0.5, 0.5, -1]]),
+        ],
+    ),
+    "route": ("forward", "route", [None, 1, "ab", {}, [1], [[0]], [[0, 1, 2]], [[0, -1]], [[0, 1.0]]]),
     "whole numbers": ("forget", "sessions", [1, None, "12", {}, [-1], [True], [1.0], ["1"], [[1]], [None]]),
     "segments": (
         "forward",
@@ -175,10 +216,11 @@ WRONG = {
             {},
             [1],
             [[0, 0]],
-            [[0, 0, 1, 1]],
-            [[0, -1, 1]],
-            [[0, True, 1]],
-            [[0.0, 0, 1]],
+            [[0, 0, 1]],
+            [[0, 0, 1, 1, 1]],
+            [[0, -1, 1, 0]],
+            [[0, True, 1, 0]],
+            [[0.0, 0, 1, 0]],
             [{}],
         ],
     ),

@@ -227,8 +227,8 @@ async def test_one_node_that_cannot_be_reached_releases_the_others(
             if "left: the master is done" in record.getMessage():
                 left.set()
 
-    left, watch, logger = asyncio.Event(), Watch(), logging.getLogger("cake.worker")
-    caplog.set_level(logging.INFO, "cake.worker")
+    left, watch, logger = asyncio.Event(), Watch(), logging.getLogger("cake.visit")
+    caplog.set_level(logging.INFO, "cake.visit")
     logger.addHandler(watch)
     try:
         async with serving(tiny_model, "here", range(0, 3)) as node:

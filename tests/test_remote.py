@@ -12,11 +12,13 @@ import pytest
 import torch
 from test_connection import soon
 
+from cake.chain import Chain
 from cake.errors import NodeError, SessionLostError
 from cake.model.batch import Batch, Segment
 from cake.protocol.frames import FrameReader, Limits, encode
 from cake.protocol.handshake import SOFTWARE, Expectation
 from cake.protocol.messages import (
+    VERSION,
     Failed,
     Forget,
     Forward,
@@ -26,6 +28,7 @@ from cake.protocol.messages import (
     Message,
     Result,
     SpanInfo,
+    StageReport,
     Welcome,
     WireSegment,
     WireTensor,
@@ -35,8 +38,9 @@ from cake.topology import Node
 
 SPAN = range(0, 3)
 EXPECTED = Expectation("porch", "m", 4, (SPAN,), ("aa",))
+SPANS = (SpanInfo(0, 2, "aa"),)
 WELCOME = Welcome(
-    1, "cake/9.9", "porch", "m", (SpanInfo(0, 2, "aa"),), "cuda:0", "float16", "int4", 512, 2048
+    VERSION, "cake/9.9", "porch", "m", SPANS, "cuda:0", "float16", "int4", 512, 2048, "5ec7e7", 0.0
 )
 BRIEF = Patience(total=0.3, first_pause=0.01, handshake=2.0)
 
@@ -98,7 +102,7 @@ async def fake(behave: Callable[[Peer], Awaitable[object]]) -> AsyncIterator[Nod
 @asynccontextmanager
 async def greeted(
     behave: Callable[[Peer], Awaitable[object]],
-) -> AsyncIterator[tuple[RemoteWorker, RemoteStage]]:
+) -> AsyncIterator[tuple[RemoteWorker, Chain]]:
     """A fake that shakes hands well and behaves so afterwards, and the master's stage of it."""
 
     async def shake_hands(peer: Peer) -> None:
@@ -109,7 +113,7 @@ async def greeted(
     async with fake(shake_hands) as node:
         worker = await soon(connect_worker(node, EXPECTED, Patience()))
         try:
-            yield worker, RemoteStage(worker, SPAN)
+            yield worker, Chain([RemoteStage(worker, SPAN)])
         finally:
             await soon(worker.close())
 
@@ -123,7 +127,8 @@ def result(forward: Message, factor: float = 10.0) -> Result:
     """The same states, times a factor."""
     assert isinstance(forward, Forward)
     hidden = torch.frombuffer(bytearray(forward.hidden.data), dtype=torch.float32) * factor
-    return Result(forward.id, 0.25, WireTensor("float32", forward.hidden.shape, hidden.numpy().tobytes()))
+    reports = (StageReport(0.125, 0.25, 0.0, sum(map(len, encode(forward)))),)
+    return Result(forward.id, reports, WireTensor("float32", forward.hidden.shape, hidden.numpy().tobytes()))
 
 
 @contextlib.contextmanager
@@ -155,7 +160,7 @@ async def test_a_listener_that_appears_after_a_while(monkeypatch: pytest.MonkeyP
 
     async def answer(*streams) -> None:
         peer = Peer(*streams)
-        assert await peer.hear() == Hello(1, SOFTWARE, "porch")
+        assert await peer.hear() == Hello(VERSION, SOFTWARE, "porch", "")
         peer.say(WELCOME)
         assert isinstance(await peer.hear(), Goodbye)
         peer.writer.close()
@@ -219,7 +224,7 @@ UNFIT = {
     "mid-frame": (hangs_up_in_mid_frame, "does not speak Cake's protocol: .*middle of a frame"),
     "goodbye": (says(Goodbye("I am 'attic'")), "refused: I am 'attic'"),
     "other message": (says(Forget((1,))), "does not speak Cake's protocol: .*out of order"),
-    "other version": (says(welcome(version=2)), "speaks protocol version 2, this master 1"),
+    "other version": (says(welcome(version=9)), "speaks protocol version 9, this master 2"),
     "other model": (says(welcome(model="n")), "serves another model"),
     "other spans": (
         says(welcome(spans=(SpanInfo(3, 5, "aa"),))),
@@ -249,24 +254,30 @@ async def test_a_result() -> None:
         heard.extend([await peer.hear(), await peer.hear()])
 
     async with greeted(serve) as (_, stage):
-        assert (stage.node, stage.blocks, stage.device, stage.dtype) == ("porch", SPAN, "cuda:0", "float16")
+        (remote,) = stage.stages
+        assert (remote.node, remote.blocks, remote.device, remote.dtype) == (
+            "porch",
+            SPAN,
+            "cuda:0",
+            "float16",
+        )
         computed = await soon(stage.forward(batch(7, 1.0, -2.0)))
         assert computed.hidden.tolist() == [[10.0] * 4, [-20.0] * 4]
         assert computed.compute_s == 0.25
-        stats = stage.stats
+        stats = remote.stats
         assert (stats.messages, stats.tokens, stats.compute_s) == (1, 2, 0.25)
         assert stats.bytes_sent == sum(map(len, encode(heard[0])))
         assert stats.bytes_received == sum(map(len, encode(result(heard[0]))))
-        await stage.forget([7, 8])
-    assert heard[0].segments == (WireSegment(session=7, position=0, length=2),)
+        await remote.forget([7, 8])
+    assert heard[0].segments == (WireSegment(session=7, position=0, length=2, source=7),)
     assert heard[1:] == [Forget((7, 8)), Goodbye("the master is done")]
 
 
 async def test_answers_are_matched_by_id() -> None:
     async def serve(peer: Peer) -> None:
         first, second, third = [await peer.hear() for _ in range(3)]
-        stranger = Result(99, 0.0, WireTensor("float32", (1, 4), bytes(16)))
-        peer.say(result(third), stranger, Failed(98, "whose?"), Lost(second.id, 5, 2), result(first))
+        stranger = Result(10**9, (), WireTensor("float32", (1, 4), bytes(16)))
+        peer.say(result(third), stranger, Failed(10**9 + 1, "whose?"), Lost(second.id, 5, 2), result(first))
         await peer.gone()
 
     async with greeted(serve) as (_, stage):
@@ -291,13 +302,13 @@ async def test_lost_and_failed_leave_the_worker_usable() -> None:
         with pytest.raises(NodeError, match=r"^worker 'porch' at .* failed: out of memory"):
             await soon(stage.forward(batch(7)))
         assert (await soon(stage.forward(batch(7)))).hidden.tolist() == [[10.0] * 4]
-        assert stage.stats.messages == 3
+        assert stage.stages[0].stats.messages == 3
 
 
 async def test_an_answer_of_another_shape() -> None:
     async def serve(peer: Peer) -> None:
         forward = await peer.hear()
-        peer.say(Result(forward.id, 0.0, WireTensor("float32", (4, 1), bytes(16))))
+        peer.say(Result(forward.id, (), WireTensor("float32", (4, 1), bytes(16))))
         await peer.gone()
 
     async with greeted(serve) as (_, stage):
@@ -326,7 +337,7 @@ async def test_a_worker_that_ends_in_mid_forward(end: Callable[[Peer], object], 
         failures = await soon(asyncio.gather(*calls, return_exceptions=True))
         with pytest.raises(NodeError, match=substance):
             await soon(stage.forward(batch(9)))  # whoever comes later hears the same
-        await stage.forget([1])  # and nobody minds
+        await stage.stages[0].forget([1])  # and nobody minds
     for failure in failures:
         assert isinstance(failure, NodeError)
         assert str(failure).startswith("lost worker 'porch' at ")

@@ -142,7 +142,7 @@ async def test_the_result_has_the_dtype_of_the_batch(stage: LocalStage) -> None:
 async def test_what_a_stage_tells_of_itself(stage: LocalStage) -> None:
     assert (stage.node, stage.blocks, stage.device, stage.dtype) == ("here", SPAN, "cpu", "float32")
     await feed(stage, "a", 0, states(5))
-    _, compute_s = await stage.forward(Batch(states(1), (Segment("a", 5, 1),)))
+    _, compute_s, _ = await stage.forward(Batch(states(1), (Segment("a", 5, 1),)))
     assert (stage.stats.messages, stage.stats.tokens) == (2, 6)
     assert stage.stats.compute_s > compute_s > 0
     assert stage.stats.bytes_sent == stage.stats.bytes_received == 0

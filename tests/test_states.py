@@ -17,9 +17,11 @@ ALLOWED: dict[tuple[str, str, str], str] = {
     ("greeted", "worker", "welcome"): "ready",
     ("greeted", "worker", "goodbye"): "over",
     ("greeted", "master", "goodbye"): "over",
+    ("ready", "master", "link"): "ready",
     ("ready", "master", "forward"): "ready",
     ("ready", "master", "forget"): "ready",
     ("ready", "master", "goodbye"): "over",
+    ("ready", "worker", "linked"): "ready",
     ("ready", "worker", "result"): "ready",
     ("ready", "worker", "lost"): "ready",
     ("ready", "worker", "failed"): "ready",
@@ -59,4 +61,4 @@ def test_every_message_in_every_state(state: State, speaker: Role, kind: str) ->
 
 def test_the_table_here_speaks_of_all_kinds() -> None:
     assert {kind for _, _, kind in ALLOWED} == SAMPLES.keys()
-    assert len(SAMPLES) == 8
+    assert len(SAMPLES) == 10

@@ -18,11 +18,13 @@ from conftest import PATIENT, loaded_stage, serving
 from test_connection import soon, wire
 from test_remote import Peer
 
+from cake.chain import Chain
 from cake.errors import NodeError, SessionLostError
 from cake.model.batch import Batch, Segment
 from cake.net.listener import bind
 from cake.pipeline import expectation
 from cake.protocol.messages import (
+    VERSION,
     Failed,
     Forget,
     Forward,
@@ -39,11 +41,12 @@ from cake.protocol.tensors import from_wire, to_wire
 from cake.remote import RemoteStage, connect_worker
 from cake.stage import LocalStage
 from cake.topology import Node
+from cake.visit import Service
 from cake.weights.checkpoint import Checkpoint
-from cake.worker import Service, Worker
+from cake.worker import Worker
 
 SPAN = range(0, 3)
-HELLO = Hello(1, "test", "porch")
+HELLO = Hello(VERSION, "test", "porch", "")
 
 
 def states(n_tokens: int, seed: int = 0) -> torch.Tensor:
@@ -57,7 +60,8 @@ def zeros(*shape: int) -> WireTensor:
 def forward(*segments: tuple[int, int, int], first: int = 0, hidden: WireTensor | None = None) -> Forward:
     """A forward whose tensor fits its segments, unless another is given."""
     n_tokens = sum(length for _, _, length in segments)
-    return Forward(5, first, tuple(WireSegment(*s) for s in segments), hidden or zeros(n_tokens, 64))
+    wire_segments = tuple(WireSegment(*s, s[0]) for s in segments)
+    return Forward(5, first, wire_segments, (), (), hidden or zeros(n_tokens, 64))
 
 
 def prefix(header: int, payload: int) -> bytes:
@@ -83,18 +87,16 @@ async def raw(node: Node, *first: Message) -> AsyncIterator[Peer]:
 
 
 @asynccontextmanager
-async def master_of(folder: Path, node: Node) -> AsyncIterator[RemoteStage]:
+async def master_of(folder: Path, node: Node) -> AsyncIterator[Chain]:
     """A good master's connection to the worker."""
     worker = await connect_worker(node, expectation(Checkpoint(folder), node), PATIENT)
     try:
-        yield RemoteStage(worker, node.spans[0])
+        yield Chain([RemoteStage(worker, node.spans[0])])
     finally:
         await worker.close()
 
 
-async def run(
-    stage: RemoteStage | LocalStage, session: int, position: int, hidden: torch.Tensor
-) -> torch.Tensor:
+async def run(stage: Chain | LocalStage, session: int, position: int, hidden: torch.Tensor) -> torch.Tensor:
     return (await soon(stage.forward(Batch(hidden, (Segment(session, position, len(hidden)),))))).hidden
 
 
@@ -137,11 +139,11 @@ BEFORE_HELLO = {
     "empty forward first": (wire(forward()), "a forward message from the master is out of order"),
     "forward first": (wire(forward((0, 0, 1))), "a payload of 256 bytes is over the limit 0"),
     "goodbye first": (wire(Goodbye("oops")), "a goodbye message from the master is out of order"),
-    "other version": (wire(replace(HELLO, version=2)), "speaks protocol version 1, the master"),
+    "other version": (wire(replace(HELLO, version=9)), "speaks protocol version 2, the master"),
     "other node": (wire(replace(HELLO, node="attic")), "this worker is 'porch', not 'attic'"),
     "hello and forward at once": (wire(HELLO, forward()), "a forward message from the master is out of"),
 }
-WELCOME = Welcome(1, "test", "porch", "m", (), "cpu", "float32", "float32", 512, 2048)
+WELCOME = Welcome(VERSION, "test", "porch", "m", (), "cpu", "float32", "float32", 512, 2048, "", 0.0)
 AFTER_HELLO = {
     "wrong magic": (b"GET / HTTP/1.1\r\n\r\n", "wrong magic"),
     "header over the limit": (prefix(65537, 0), "a header of 65537 bytes is over the limit 65536"),
@@ -150,7 +152,7 @@ AFTER_HELLO = {
     "truncated forward": (wire(forward((0, 0, 9)))[:-1], "the connection ended in the middle of a frame"),
     "second hello": (wire(HELLO), "a hello message from the master is out of order"),
     "welcome": (wire(WELCOME), "a welcome message from the master is out of order"),
-    "result": (wire(Result(0, 0.5, zeros(1, 64))), "a result message from the master is out of order"),
+    "result": (wire(Result(0, (), zeros(1, 64))), "a result message from the master is out of order"),
     "no such span": (wire(forward((0, 0, 1), first=1)), "no span here begins at block 1"),
     "beyond the model": (wire(forward((0, 0, 1), first=2**64 - 1)), "no span here begins at block"),
     "too few rows": (wire(forward((0, 0, 3), hidden=zeros(2, 64))), r"[2, 64] do not fit 3 tokens"),
@@ -222,7 +224,7 @@ async def test_a_master_that_takes_leave_while_it_waits_for_a_result(
 
 
 async def test_no_hello_in_time(tiny_model: Path, monkeypatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("cake.worker.HANDSHAKE_S", 0.05)
+    monkeypatch.setattr("cake.visit.HANDSHAKE_S", 0.05)
     async with serving(tiny_model, "porch", SPAN) as node, raw(node) as master:
         assert await master.hear_all() == [Goodbye("no hello within 0.05 s")]
     assert "turned away: no hello within 0.05 s" in warnings(caplog)[0]
@@ -233,7 +235,7 @@ async def test_the_welcome(tiny_model: Path) -> None:
     async with serving(tiny_model, "porch", range(0, 2), range(4, 5)) as node, raw(node) as master:
         welcome = await ask(master, HELLO)
     assert isinstance(welcome, Welcome)
-    assert (welcome.version, welcome.node, welcome.model) == (1, "porch", checkpoint.config.fingerprint)
+    assert (welcome.version, welcome.node, welcome.model) == (VERSION, "porch", checkpoint.config.fingerprint)
     marks = [checkpoint.span_fingerprint(span) for span in (range(0, 2), range(4, 5))]
     assert list(welcome.spans) == [(0, 1, marks[0]), (4, 4, marks[1])]
     assert (welcome.device, welcome.dtype, welcome.context) == ("cpu", "float32", 512)
@@ -323,7 +325,7 @@ async def test_two_masters_with_the_same_session_numbers(tiny_model: Path, here:
             got = await asyncio.gather(run(one, 0, position, inputs[0]), run(two, 0, position, inputs[1]))
             assert torch.equal(got[0], await run(here, 1, position, inputs[0]))
             assert torch.equal(got[1], await run(here, 2, position, inputs[1]))
-        await one.forget([0])
+        await one.stages[0].forget([0])
         with pytest.raises(SessionLostError):
             await run(one, 0, 7, states(1))
         assert torch.equal(await run(two, 0, 7, states(1)), await run(here, 2, 7, states(1)))

@@ -17,11 +17,15 @@ from cake.model.rope import RopeTable
 
 
 class Segment(NamedTuple):
-    """`length` consecutive tokens of one session, the first of them at `position`."""
+    """`length` consecutive tokens of one session, the first of them at `position`.
+
+    Where a `source` is given, the session becomes a copy of that one's first `position` tokens first.
+    """
 
     session: Hashable
     position: int
     length: int
+    source: Hashable = None
 
 
 @dataclass(frozen=True)

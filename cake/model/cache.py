@@ -4,6 +4,8 @@ Rule 2 of the design lives here: a cache is addressed by position. Whoever write
 declares that everything beyond it is to be forgotten.
 """
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -41,6 +43,13 @@ class SessionCache:
     def nbytes(self) -> int:
         """Bytes that the cache occupies."""
         return self.storage.nbytes
+
+    def copy(self, n_tokens: int) -> "SessionCache":
+        """Another cache with the first `n_tokens` of this one, which stays as it is."""
+        other = copy.copy(self)
+        other.storage = self.storage[..., : max(n_tokens, 1), :].clone()
+        other.length = n_tokens
+        return other
 
     def rewind(self, session: object, position: int, n_tokens: int) -> None:
         """Keep the first `position` tokens and make room for `n_tokens` more.

@@ -10,6 +10,7 @@ through costs tens of microseconds, on each side and for every token.
 import asyncio
 import contextlib
 import socket
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import cast
@@ -72,8 +73,12 @@ class Connection(asyncio.BufferedProtocol):
         self.peer_address = "the peer"
 
     def raise_limits(self, payload: int) -> None:
-        """After the handshake: allow tensors of at most `payload` bytes."""
+        """After the handshake: allow tensors of at most `payload` bytes.
+
+        As much may wait to be sent before `send` does: who computes shall not wait for a slow link.
+        """
         self._frames.limits = Limits(MAX_HEADER, payload)
+        self._transport.set_write_buffer_limits(payload)
 
     @property
     def over(self) -> bool:
@@ -189,6 +194,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             for frame in self._frames.feed(memoryview(self._landing)[:n_bytes]):
                 self._conversation.said(self._peer, frame.message)
+                frame = frame._replace(arrived_s=time.perf_counter())
                 if self._on_frame is not None:
                     self._on_frame(frame)
                 else:

@@ -40,10 +40,11 @@ def encode(message: Message) -> tuple[bytes, Buffer]:
 
 
 class Frame(NamedTuple):
-    """A message that arrived, and the bytes that it took on the wire."""
+    """A message that arrived, the bytes that it took on the wire, and when it came, where that is known."""
 
     message: Message
     n_bytes: int
+    arrived_s: float = 0.0
 
 
 class FrameReader:

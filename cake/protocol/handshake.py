@@ -29,9 +29,9 @@ class Expectation:
     fingerprints: tuple[str | None, ...]
 
 
-def hello(node: str) -> Hello:
-    """The master's first words to the worker that should be `node`."""
-    return Hello(VERSION, SOFTWARE, node)
+def hello(node: str, visit: str = "") -> Hello:
+    """The first words to the worker that should be `node`; `visit` as `Hello` says."""
+    return Hello(VERSION, SOFTWARE, node, visit)
 
 
 def check_hello(message: Hello, node: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from cake.errors import ProtocolError
 
-VERSION = 1
+VERSION = 2
 ITEM_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 # Another version may add fields to these: who it is must be understood before it is refused.
@@ -40,11 +40,31 @@ class WireTensor:
 
 
 class WireSegment(NamedTuple):
-    """`length` consecutive tokens of a session, from `position` on."""
+    """`length` consecutive tokens of a session, from `position` on.
+
+    Where `source` is another session, this one becomes a copy of its first `position` tokens first.
+    """
 
     session: int
     position: int
     length: int
+    source: int
+
+
+class Hop(NamedTuple):
+    """Where a forward goes next: over a link of the worker that has it, to the span at block `first`."""
+
+    link: int
+    first: int
+
+
+class StageReport(NamedTuple):
+    """What a stage says of a forward: seconds it waited and computed, when on its clock, bytes it took."""
+
+    wait_s: float
+    compute_s: float
+    started_s: float
+    n_bytes: int
 
 
 class SpanInfo(NamedTuple):
@@ -63,12 +83,17 @@ class Message:
 
 @dataclass(frozen=True)
 class Hello(Message):
-    """Master to worker, first: who I am, and which node I expect you to be."""
+    """First of all: who I am, and which node I expect you to be.
+
+    A master's `visit` is empty. A worker's is the one in the welcome that a master got from the same
+    node: it hands on what belongs to that conversation.
+    """
 
     kind: ClassVar[str] = "hello"
     version: int
     software: str
     node: str
+    visit: str
 
 
 @dataclass(frozen=True)
@@ -76,7 +101,8 @@ class Welcome(Message):
     """Worker to master: what I serve.
 
     `model` is the config's fingerprint, `weights` how they are kept (for people to read);
-    `context` and `max_batch_tokens` are counts of tokens.
+    `context` and `max_batch_tokens` are counts of tokens. `visit` names this conversation, and is a
+    secret of those who take part; `clock` is the worker's, in seconds from some moment of its own.
     """
 
     kind: ClassVar[str] = "welcome"
@@ -90,26 +116,57 @@ class Welcome(Message):
     weights: str
     context: int
     max_batch_tokens: int
+    visit: str
+    clock: float
+
+
+@dataclass(frozen=True)
+class Link(Message):
+    """Master to worker: connect to that node, where my conversation is called `visit`.
+
+    The link is called `id` from then on.
+    """
+
+    kind: ClassVar[str] = "link"
+    id: int
+    node: str
+    host: str
+    port: int
+    visit: str
+
+
+@dataclass(frozen=True)
+class Linked(Message):
+    """Worker to master: that link stands (`failed` is the other answer)."""
+
+    kind: ClassVar[str] = "linked"
+    id: int
 
 
 @dataclass(frozen=True)
 class Forward(Message):
-    """Master to worker: run these hidden states through the span that begins at block `first`."""
+    """To a worker: run these hidden states through the span that begins at block `first`.
+
+    What comes out goes along the `route`; after its end, to the master. `stages` are the reports of
+    those that it passed.
+    """
 
     kind: ClassVar[str] = "forward"
     id: int
     first: int
     segments: tuple[WireSegment, ...]
+    route: tuple[Hop, ...]
+    stages: tuple[StageReport, ...]
     hidden: WireTensor
 
 
 @dataclass(frozen=True)
 class Result(Message):
-    """Worker to master: the hidden states that came out, and the seconds it took."""
+    """Worker to master: the hidden states that came out, and every stage's report."""
 
     kind: ClassVar[str] = "result"
     id: int
-    compute_s: float
+    stages: tuple[StageReport, ...]
     hidden: WireTensor
 
 
@@ -149,7 +206,8 @@ class Goodbye(Message):
 
 
 MESSAGES: dict[str, type[Message]] = {
-    message.kind: message for message in (Hello, Welcome, Forward, Result, Lost, Failed, Forget, Goodbye)
+    message.kind: message
+    for message in (Hello, Welcome, Link, Linked, Forward, Result, Lost, Failed, Forget, Goodbye)
 }
 
 
@@ -175,6 +233,11 @@ def from_header(header: object, payload: Buffer) -> Message:
         raise ProtocolError(f"a message of unknown kind {_short(kind)}")
     readers = _READERS[kind]
     if header.keys() != _NAMES[kind] and not (kind in GREETINGS and header.keys() > _NAMES[kind]):
+        if kind in GREETINGS and header.get("version", VERSION) != VERSION:
+            raise ProtocolError(
+                f"the {kind} is of protocol version {_short(header.get('version'))}, this side speaks "
+                f"{VERSION}; run the same Cake on both"
+            )
         raise ProtocolError(f"a {kind} message has the fields {', '.join(readers)}")
     if payload and "hidden" not in readers:
         raise ProtocolError(f"a {kind} message has no payload")
@@ -222,6 +285,19 @@ def _segments(value: object, _: Buffer = b"") -> tuple[WireSegment, ...]:
     return tuple([WireSegment(*_wholes(item)) for item in _list(value)])
 
 
+def _route(value: object, _: Buffer = b"") -> tuple[Hop, ...]:
+    return tuple([Hop(*_wholes(item)) for item in _list(value)])
+
+
+def _report(value: object) -> StageReport:
+    wait_s, compute_s, started_s, n_bytes = _list(value)
+    return StageReport(_number(wait_s), _number(compute_s), _number(started_s), _whole(n_bytes))
+
+
+def _reports(value: object, _: Buffer = b"") -> tuple[StageReport, ...]:
+    return tuple([_report(item) for item in _list(value)])
+
+
 def _spans(value: object, _: Buffer = b"") -> tuple[SpanInfo, ...]:
     triples = [(first, last, mark) for first, last, mark in map(_list, _list(value))]
     return tuple(SpanInfo(_whole(first), _whole(last), _text(mark)) for first, last, mark in triples)
@@ -240,6 +316,8 @@ _READER_OF_TYPE: dict[Any, _Reader] = {
     float: _number,
     tuple[int, ...]: _wholes,
     tuple[WireSegment, ...]: _segments,
+    tuple[Hop, ...]: _route,
+    tuple[StageReport, ...]: _reports,
     tuple[SpanInfo, ...]: _spans,
     WireTensor: _tensor,
 }

@@ -1,0 +1,103 @@
+"""Stages on workers that hand on to one another: one message in at the first, one out from the last.
+
+N workers cost N + 1 ways through the network, where a master that relays between them makes 2 N. Where
+one worker cannot reach the next, a chain ends and the master carries hidden states to the next chain.
+"""
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Sequence
+
+from cake.errors import NodeError
+from cake.model.batch import Batch, Segment
+from cake.protocol.messages import Forward, Hop, Result, StageReport, WireSegment
+from cake.protocol.tensors import from_wire, to_wire
+from cake.remote import NUMBERS, RemoteStage, number_of
+from cake.stage import Computed
+
+log = logging.getLogger(__name__)
+
+
+class Chain:
+    """Consecutive stages; `links` are those of each worker to the next."""
+
+    def __init__(self, stages: Sequence[RemoteStage], links: Sequence[int] = ()) -> None:
+        self.stages = tuple(stages)
+        hops = zip(links, self.stages[1:], strict=True)
+        self._route = tuple(Hop(link, stage.blocks.start) for link, stage in hops)
+
+    async def forward(self, batch: Batch) -> Computed:
+        """Send the batch to the first, wait for the last, and convert back to the batch's dtype."""
+        for stage in self.stages:
+            stage.stats.messages += 1
+        started = time.perf_counter()
+        first, *others = self.stages
+        segments = tuple([_on_the_wire(segment) for segment in batch.segments])
+        message = Forward(next(NUMBERS), first.blocks.start, segments, self._route, (), to_wire(batch.hidden))
+        frame, _ = await first.worker.ask(message, [stage.worker for stage in others])
+        result = frame.message
+        assert isinstance(result, Result)  # a forward has no other good answer
+        self._check(result, batch)
+        hidden = from_wire(result.hidden).to(batch.hidden.device, batch.hidden.dtype)
+        self._count(result.stages, len(hidden), time.perf_counter() - started, frame.n_bytes)
+        compute_s = sum(report.compute_s for report in result.stages)
+        return Computed(hidden, compute_s, started)
+
+    def _check(self, result: Result, batch: Batch) -> None:
+        last = self.stages[-1].node
+        if result.hidden.shape != tuple(batch.hidden.shape):
+            raise NodeError(
+                f"worker {last!r} answered hidden states of {str(result.hidden.shape)[:60]} to "
+                f"{tuple(batch.hidden.shape)}"
+            )
+        if len(result.stages) != len(self.stages):
+            raise NodeError(
+                f"worker {last!r} answered with {len(result.stages)} reports for {len(self.stages)} stages"
+            )
+
+    def _count(self, reports: Sequence[StageReport], n_tokens: int, trip_s: float, n_bytes: int) -> None:
+        """What was neither waiting for others' work nor computing was the network; equal shares of it."""
+        network_s = max(0.0, trip_s - sum(report.wait_s + report.compute_s for report in reports))
+        following = [*(report.n_bytes for report in reports[1:]), n_bytes]
+        for stage, report, n_received in zip(self.stages, reports, following, strict=True):
+            stats = stage.stats
+            stats.tokens += n_tokens
+            stats.bytes_sent += report.n_bytes
+            stats.bytes_received += n_received
+            stats.compute_s += report.compute_s
+            stats.network_s += network_s / len(reports)
+
+
+def _on_the_wire(segment: Segment) -> WireSegment:
+    session = number_of(segment.session)
+    source = session if segment.source is None else number_of(segment.source)
+    return WireSegment(session, segment.position, segment.length, source)
+
+
+async def link_stages(stages: Sequence[RemoteStage]) -> list[Chain]:
+    """As few chains as these consecutive stages allow: a worker that cannot reach the next ends one."""
+    links = await asyncio.gather(*(_link(a, b) for a, b in itertools.pairwise(stages)))
+    chains: list[Chain] = []
+    part: list[RemoteStage] = [stages[0]]
+    numbers: list[int] = []
+    for stage, link in zip(stages[1:], links, strict=True):
+        if link is None:
+            chains.append(Chain(part, numbers))
+            part, numbers = [], []
+        else:
+            numbers.append(link)
+        part.append(stage)
+    return [*chains, Chain(part, numbers)]
+
+
+async def _link(a: RemoteStage, b: RemoteStage) -> int | None:
+    try:
+        return await a.worker.link(b.worker)
+    except NodeError as error:
+        log.warning(
+            "worker %r cannot reach worker %r at %s, so this master carries between them (%s)",
+            a.node, b.node, b.worker.node.address, error,
+        )  # fmt: skip
+        return None

@@ -1,0 +1,247 @@
+"""One conversation of a worker: a master's, from handshake to parting, or another worker's for it.
+
+A master's visit owns its sessions and its links: connections to other workers, over which results go
+straight to the next stage. What arrives over such a link belongs to the visit that it names, and is
+answered to that visit's master.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cake.device import StoppedError
+from cake.errors import CakeError, NodeError, ProtocolError, SessionLostError
+from cake.model.batch import Segment
+from cake.net.connection import Connection, ConnectionLostError, connect
+from cake.protocol.frames import Frame
+from cake.protocol.handshake import MAX_BATCH_TOKENS, SOFTWARE, check_hello, hello, payload_limit, span_infos
+from cake.protocol.messages import (
+    VERSION,
+    Failed,
+    Forget,
+    Forward,
+    Goodbye,
+    Hello,
+    Link,
+    Linked,
+    Lost,
+    Message,
+    Result,
+    StageReport,
+    Welcome,
+    WireSegment,
+)
+from cake.stage import WireStage
+
+log = logging.getLogger(__name__)
+
+HANDSHAKE_S = 10.0
+LINK_S = 5.0
+
+
+@dataclass(frozen=True)
+class Service:
+    """What a worker offers: its stages by their first block, and the words of its welcome."""
+
+    node: str
+    model: str
+    hidden_size: int
+    context: int
+    stages: Mapping[int, WireStage]
+    fingerprints: Sequence[str]
+
+    def welcome(self, visit: str) -> Welcome:
+        """The answer to a good hello."""
+        stage = next(iter(self.stages.values()))
+        spans = [s.blocks for s in self.stages.values()]
+        return Welcome(
+            version=VERSION,
+            software=SOFTWARE,
+            node=self.node,
+            model=self.model,
+            spans=span_infos(spans, self.fingerprints),
+            device=stage.device,
+            dtype=stage.dtype,
+            weights=stage.weights,
+            context=self.context,
+            max_batch_tokens=MAX_BATCH_TOKENS,
+            visit=visit,
+            clock=time.perf_counter(),
+        )
+
+
+class Visit:
+    """One connection. `of_masters` are the visits of masters by their secret names."""
+
+    def __init__(
+        self, service: Service, connection: Connection, number: int, of_masters: "dict[str, Visit]"
+    ) -> None:
+        self.connection = connection
+        self.parting_words: str | None = None
+        self._service, self._number, self._of_masters = service, number, of_masters
+        self._name = secrets.token_hex(16)
+        self._links: dict[int, Connection] = {}
+        self._sessions: set[int] = set()
+
+    async def run(self) -> None:
+        """Serve until the peer leaves or says something wrong; a master's sessions are freed then."""
+        who = self.connection.peer_address
+        try:
+            owner = await asyncio.wait_for(self._shake_hands(), HANDSHAKE_S)
+        except (asyncio.TimeoutError, ProtocolError) as error:
+            self.parting_words = str(error) or f"no hello within {HANDSHAKE_S:g} s"
+            log.warning("%s turned away: %s", who, self.parting_words)
+            return
+        except ConnectionLostError as error:
+            log.debug("no handshake: %s", error)
+            return
+        role = "master" if owner is self else "worker"
+        log.info("%s %s came", role, who)
+        try:
+            await self._serve(owner)
+        except ProtocolError as error:
+            self.parting_words = str(error)
+            log.warning("%s %s dropped: %s", role, who, error)
+        except ConnectionLostError as error:
+            log.info("%s %s left: %s", role, who, error)
+        finally:
+            await self._leave()
+
+    async def _leave(self) -> None:
+        self._of_masters.pop(self._name, None)
+        for link in self._links.values():
+            link.abort()
+        with contextlib.suppress(StoppedError):  # a worker that ends frees everything anyway
+            await self.forget(self._sessions)
+
+    async def _shake_hands(self) -> "Visit":
+        """The visit that this connection speaks for: itself, if a master is at its other end."""
+        message = (await self.connection.receive()).message
+        assert isinstance(message, Hello)  # the table of states allows no other
+        check_hello(message, self._service.node)
+        owner = self._of_masters.get(message.visit) if message.visit else self
+        if owner is None:
+            raise ProtocolError("no master is here by that visit")
+        if owner is self:
+            self._of_masters[self._name] = self
+        await self.connection.send(self._service.welcome(self._name if owner is self else ""))
+        self.connection.raise_limits(payload_limit(MAX_BATCH_TOKENS, self._service.hidden_size))
+        return owner
+
+    async def _serve(self, owner: "Visit") -> None:
+        while True:
+            frame = await self.connection.receive()
+            message = frame.message
+            if isinstance(message, Goodbye):
+                raise ConnectionLostError(message.reason)
+            if isinstance(message, Forward):
+                if not owner.connection.over:  # else nobody waits for it any more
+                    await owner.forward(message, frame)
+            elif owner is not self:
+                raise ProtocolError(f"a {message.kind} message is for masters to say")
+            elif isinstance(message, Forget):
+                await self.forget(self._sessions.intersection(message.sessions))
+            elif isinstance(message, Link):
+                await self._say(await self._link(message))
+
+    async def forward(self, message: Forward, frame: Frame) -> None:
+        """Compute, and hand the result to the next stage, or to the master."""
+        answer = await self._answer(message, frame)
+        if isinstance(answer, Forward):
+            hop = message.route[0]
+            try:
+                await self._links[hop.link].send(answer)
+                return
+            except (ConnectionLostError, ProtocolError) as error:  # gone, or it said goodbye
+                answer = Failed(message.id, f"the link to the next worker is lost: {error}")
+        await self._say(answer)
+
+    async def _say(self, answer: Message) -> None:
+        """To the master, if it is still there; its own connection finds out if it is not."""
+        if not self.connection.over:
+            with contextlib.suppress(ConnectionLostError):
+                await self.connection.send(answer)
+
+    async def _answer(self, message: Forward, frame: Frame) -> Message:
+        stage, segments = self._read(message)
+        try:
+            hidden, compute_s, started_s = await stage.answer(message.hidden, segments)
+        except SessionLostError as error:
+            assert isinstance(error.session, tuple)
+            return Lost(message.id, error.session[1], error.held)
+        except CakeError as error:
+            return Failed(message.id, str(error))
+        except (RuntimeError, MemoryError) as error:  # torch's, out of memory among them
+            log.exception("a forward failed")
+            return Failed(message.id, " ".join(str(error).split())[:500])
+        report = StageReport(max(0.0, started_s - frame.arrived_s), compute_s, started_s, frame.n_bytes)
+        reports = (*message.stages, report)
+        if message.route:
+            first, route = message.route[0].first, message.route[1:]
+            return Forward(message.id, first, message.segments, route, reports, hidden)
+        return Result(message.id, reports, hidden)
+
+    def _read(self, message: Forward) -> tuple[WireStage, tuple[Segment, ...]]:
+        """The stage and the segments that are meant; `ProtocolError` where they make no sense."""
+        stage = self._service.stages.get(message.first)
+        if stage is None:
+            raise ProtocolError(f"no span here begins at block {message.first}")
+        if message.route and message.route[0].link not in self._links:
+            raise ProtocolError(f"there is no link {message.route[0].link} here")
+        segments = {wire.session: self._segment(wire) for wire in message.segments}
+        n_tokens, hidden_size = sum(s.length for s in segments.values()), self._service.hidden_size
+        if len(segments) < len(message.segments):
+            raise ProtocolError("two segments of a batch are of the same session")
+        if not 0 < n_tokens <= MAX_BATCH_TOKENS:
+            raise ProtocolError(f"a batch has 1 to {MAX_BATCH_TOKENS} tokens, not {n_tokens}")
+        if message.hidden.shape != (n_tokens, hidden_size):
+            raise ProtocolError(
+                f"hidden states of {list(message.hidden.shape)} do not fit {n_tokens} tokens of a model "
+                f"of hidden size {hidden_size}"
+            )
+        self._sessions.update(segments)
+        return stage, tuple(segments.values())
+
+    def _segment(self, wire: WireSegment) -> Segment:
+        if not wire.length:
+            raise ProtocolError(f"the segment of session {wire.session} is empty")
+        source = None if wire.source == wire.session else (self._number, wire.source)
+        return Segment((self._number, wire.session), wire.position, wire.length, source)
+
+    async def _link(self, message: Link) -> Message:
+        """Connect to another worker for this master."""
+        try:
+            if message.id in self._links:
+                raise ProtocolError(f"there is a link {message.id} already")
+            self._links[message.id] = await asyncio.wait_for(_connect_peer(message), LINK_S)
+        except asyncio.TimeoutError:
+            return Failed(message.id, f"no answer within {LINK_S:g} s")
+        except (OSError, OverflowError, ValueError, CakeError) as error:
+            return Failed(message.id, getattr(error, "strerror", None) or str(error))
+        return Linked(message.id)
+
+    async def forget(self, sessions: set[int]) -> None:
+        """Free these of the master's sessions."""
+        keys = [(self._number, session) for session in sessions]
+        for stage in self._service.stages.values():
+            await stage.forget(keys)
+        self._sessions = self._sessions - sessions
+
+
+async def _connect_peer(message: Link) -> Connection:
+    """A connection to another worker, after its welcome."""
+    connection = await connect(message.host, message.port)
+    try:
+        await connection.send(hello(message.node, message.visit))
+        answer = (await connection.receive()).message
+        if not isinstance(answer, Welcome) or answer.node != message.node:
+            raise NodeError(f"it refused: {answer.reason if isinstance(answer, Goodbye) else 'another node'}")
+    except BaseException:
+        connection.abort()
+        raise
+    connection.hand_over(lambda _: None, lambda _: None)  # it has nothing more to say
+    return connection
