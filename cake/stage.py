@@ -26,8 +26,6 @@ from cake.model.rope import RopeTable, rope_table
 from cake.protocol.messages import WireTensor
 from cake.protocol.tensors import NAMES, from_wire, to_wire
 
-FUSED_TOKENS = 128  # at once: more would take more memory for what lies between the products, not less time
-
 
 @dataclass
 class StageStats:
@@ -192,16 +190,18 @@ class LocalStage:
         caches: Sequence[SessionCache],
         blocks: Sequence[FusedBlock],
     ) -> Tensor:
-        cpu = self._placement.device  # a copy there: the batch is the caller's
-        hidden = hidden.to(cpu, torch.float32, copy=True, memory_format=torch.contiguous_format)
+        cpu, result = self._placement.device, torch.empty_like(hidden)
         rope = self._rope(cpu, torch.float32)
+        at_once = min(block.tokens_at_once for block in blocks)
         cache_of = {segment.session: cache for segment, cache in zip(segments, caches, strict=True)}
-        for rows, part in cut(segments, FUSED_TOKENS):
+        for rows, part in cut(segments, at_once):
+            x = hidden[rows].to(cpu, torch.float32, copy=True, memory_format=torch.contiguous_format)
             step = fused_step(part, [cache_of[segment.session] for segment in part], rope)
             for index, block in enumerate(blocks):
                 self._thread.check()
-                block(hidden[rows], index, step)
-        return hidden
+                block(x, index, step)
+            result[rows] = x
+        return result
 
     def _rope(self, device: torch.device, dtype: torch.dtype) -> RopeTable:
         return rope_table(self._config.rope, self._config.head_dim, device, dtype)

@@ -157,6 +157,16 @@ async def test_quantized_results_do_not_depend_on_the_batch(model: Path, quantiz
         position += length
 
 
+async def test_parts_of_a_batch_give_what_the_whole_gives(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = await run(await stage_of(model, "int8"), BATCHES)
+    monkeypatch.setattr("cake.kernels.block.MOST_TOKENS", 16)
+    parts = await stage_of(model, "int8")
+    assert {block.fused.tokens_at_once for block in parts._layers if block.fused} == {16}
+    assert all(map(torch.equal, await run(parts, BATCHES), whole))
+
+
 @pytest.mark.parametrize(("quantize", "most"), [("int8", 0.02), ("int4", 0.25)])
 @pytest.mark.parametrize("where", ["fused", "native", "portable"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -13,6 +13,7 @@ from torch import Tensor
 from cake.kernels import POINTER, SIZE, cpu_computes_bfloat16, library
 from cake.kernels.matrix import FEW_TOKENS, NativeMatrix
 
+MOST_TOKENS, SCRATCH_BYTES = 128, 4 << 20  # at once, and what may lie between the products of a block
 HEAD_DIM_STEP = 32  # the widest instruction set takes two vectors of 16 channels at once
 
 
@@ -90,6 +91,7 @@ class FusedBlock:
         self._call = kernels.cake_block
         self._kept = (norms, matrices)
         self._quantized = all(matrix.bits < 16 for matrix in matrices)
+        self.tokens_at_once = _tokens_at_once(matrices)
         pointers = [norm.data_ptr() for norm in norms] + [matrix.address for matrix in matrices]
         self._block = _Block(*pointers, *heads, eps)
         self._address = ctypes.addressof(self._block)
@@ -118,6 +120,14 @@ class FusedBlock:
         )
         if not done:
             raise MemoryError("no memory for the activations of a batch")
+
+
+def _tokens_at_once(matrices: Sequence[NativeMatrix]) -> int:
+    """More would take more memory, and hardly less time."""
+    qkv, output, gate_up, _ = matrices
+    # What qkv or gate_up gives, what attention gives, and the activations that the next product reads.
+    widest = max(qkv.rows, gate_up.rows) + output.columns + max(matrix.columns for matrix in matrices)
+    return max(16, min(MOST_TOKENS, SCRATCH_BYTES // (4 * widest) // 16 * 16))
 
 
 def can_fuse(dtype: torch.dtype, head_dim: int, biased: bool) -> bool:

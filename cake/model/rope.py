@@ -2,11 +2,15 @@
 
 Sources: Su et al., RoFormer (arXiv:2104.09864); The Llama 3 Herd of Models (arXiv:2407.21783), whose
 scaling keeps high frequencies, divides low ones by `factor`, and blends in between.
+
+The tables are computed by numpy: a worker that serves a few blocks would otherwise map 3 MiB of torch's
+code for these few functions alone.
 """
 
 import functools
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,24 +18,27 @@ from cake.model.config import RopeConfig
 
 FIRST_POSITIONS = 256
 
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
     """Radians per position of each pair of channels, `[head_dim / 2]`, float32."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    frequencies = 1.0 / (rope.theta**exponents)
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies = np.float32(1) / np.float32(rope.theta) ** exponents
     if rope.type == "linear":
-        return frequencies / rope.factor
-    if rope.type == "llama3":
-        return _llama3(frequencies, rope)
-    return frequencies
+        frequencies /= np.float32(rope.factor)
+    elif rope.type == "llama3":
+        frequencies = _llama3(frequencies, rope)
+    return torch.from_numpy(frequencies)
 
 
-def _llama3(frequencies: Tensor, rope: RopeConfig) -> Tensor:
+def _llama3(frequencies: Floats, rope: RopeConfig) -> Floats:
     wavelengths = 2 * math.pi / frequencies
     turns = rope.original_context / wavelengths  # rotations within the original context
     blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-    blend = blend.clamp(0, 1)
-    return (1 - blend) * frequencies / rope.factor + blend * frequencies
+    blend = np.clip(blend, 0, 1)
+    blended = (1 - blend) * frequencies / rope.factor + blend * frequencies
+    return blended.astype(np.float32)
 
 
 class RopeTable:
@@ -59,10 +66,10 @@ class RopeTable:
         return self._cos, self._sin
 
     def _fill(self, n_positions: int) -> None:
-        angles = torch.arange(n_positions)[:, None] * self._frequencies
-        angles = torch.cat((angles, angles), dim=-1)  # [n_positions, head_dim]
-        self._cos = angles.cos().to(self._device, self._dtype)
-        self._sin = angles.sin().to(self._device, self._dtype)
+        angles = np.arange(n_positions, dtype=np.float32)[:, None] * self._frequencies.numpy()
+        angles = np.concatenate((angles, angles), axis=-1)  # [n_positions, head_dim]
+        self._cos = torch.from_numpy(np.cos(angles)).to(self._device, self._dtype)
+        self._sin = torch.from_numpy(np.sin(angles)).to(self._device, self._dtype)
 
 
 @functools.lru_cache(maxsize=2)
