@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cake.device import DeviceThread
 from cake.errors import CakeError, SessionLostError
-from cake.kernels.block import FusedBlock
+from cake.kernels.block import FusedBlock, tokens_at_once
 from cake.model.batch import Batch, Segment, Step, cut, fused_step
 from cake.model.cache import SessionCache
 from cake.model.config import ModelConfig
@@ -192,7 +192,7 @@ class LocalStage:
     ) -> Tensor:
         cpu, result = self._placement.device, torch.empty_like(hidden)
         rope = self._rope(cpu, torch.float32)
-        at_once = min(block.tokens_at_once for block in blocks)
+        at_once = tokens_at_once(blocks)
         cache_of = {segment.session: cache for segment, cache in zip(segments, caches, strict=True)}
         for rows, part in cut(segments, at_once):
             x = hidden[rows].to(cpu, torch.float32, copy=True, memory_format=torch.contiguous_format)

@@ -13,7 +13,11 @@ from torch import Tensor
 from cake.kernels import POINTER, SIZE, cpu_computes_bfloat16, library
 from cake.kernels.matrix import FEW_TOKENS, NativeMatrix
 
-MOST_TOKENS, SCRATCH_BYTES = 128, 4 << 20  # at once, and what may lie between the products of a block
+MOST_TOKENS = 128  # at once
+LEAST_SCRATCH, SCRATCH_SHARE = (
+    2 << 20,
+    32,
+)  # bytes between products: this, or a part of the weights
 HEAD_DIM_STEP = 32  # the widest instruction set takes two vectors of 16 channels at once
 
 
@@ -91,7 +95,11 @@ class FusedBlock:
         self._call = kernels.cake_block
         self._kept = (norms, matrices)
         self._quantized = all(matrix.bits < 16 for matrix in matrices)
-        self.tokens_at_once = _tokens_at_once(matrices)
+        qkv, output, gate_up, _ = matrices
+        # What qkv or gate_up gives, what attention gives, and the activations that the next product reads.
+        widest = max(qkv.rows, gate_up.rows) + output.columns + max(matrix.columns for matrix in matrices)
+        self.scratch_bytes = 4 * widest  # for a token
+        self.weight_bytes = sum(matrix.nbytes for matrix in matrices)
         pointers = [norm.data_ptr() for norm in norms] + [matrix.address for matrix in matrices]
         self._block = _Block(*pointers, *heads, eps)
         self._address = ctypes.addressof(self._block)
@@ -122,12 +130,11 @@ class FusedBlock:
             raise MemoryError("no memory for the activations of a batch")
 
 
-def _tokens_at_once(matrices: Sequence[NativeMatrix]) -> int:
-    """More would take more memory, and hardly less time."""
-    qkv, output, gate_up, _ = matrices
-    # What qkv or gate_up gives, what attention gives, and the activations that the next product reads.
-    widest = max(qkv.rows, gate_up.rows) + output.columns + max(matrix.columns for matrix in matrices)
-    return max(16, min(MOST_TOKENS, SCRATCH_BYTES // (4 * widest) // 16 * 16))
+def tokens_at_once(blocks: Sequence[FusedBlock]) -> int:
+    """How many pass a stage of these blocks together: more is faster, but takes memory too."""
+    budget = max(LEAST_SCRATCH, sum(block.weight_bytes for block in blocks) // SCRATCH_SHARE)
+    most = budget // max(block.scratch_bytes for block in blocks)
+    return max(16, min(MOST_TOKENS, most // 16 * 16))
 
 
 def can_fuse(dtype: torch.dtype, head_dim: int, biased: bool) -> bool:

@@ -47,6 +47,11 @@ class NativeMatrix:
         self.address = ctypes.addressof(self._layout)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the weights and their scales."""
+        return sum(part.nbytes for part in (self._weights, self._scales, self._row_scales))
+
+    @property
     def bfloat16(self) -> Tensor:
         """The rows of a matrix of 16 bits, `[rows, columns]`; writing fills them."""
         return self._weights.view(torch.bfloat16).view(-1, self.columns)[: self.rows]
