@@ -8,21 +8,17 @@ not counted; a table or, with --json, one JSON object goes to stdout.
 """
 
 import asyncio
-import contextlib
 import json
-import re
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from cluster import running_workers
 from peer import check_python, running_llama_cpp
 from quality import measure_quality, quality_lines
 from round_trip import HIDDEN_SIZE, echo_worker, measure_round_trips
@@ -36,7 +32,7 @@ from cake.pipeline import Pipeline, open_pipeline
 from cake.remote import Patience, RemoteStage
 from cake.session import Session
 from cake.text import columns, human_bytes
-from cake.topology import Topology, load_topology
+from cake.topology import Topology
 from cake.weights.checkpoint import Checkpoint, open_checkpoint
 
 GREEDY = SamplingParams(temperature=0, repeat_penalty=1)
@@ -231,48 +227,6 @@ def network_us_per_message(pipeline: Pipeline) -> float:
     remote = [stage.stats for stage in pipeline.stages if isinstance(stage, RemoteStage)]
     messages = sum(stats.messages for stats in remote)
     return 1e6 * sum(stats.network_s for stats in remote) / messages if messages else 0.0
-
-
-@contextlib.contextmanager
-def running_workers(checkpoint: Checkpoint, n: int, threads: int, placement: Placement) -> Iterator[Topology]:
-    """Start worker processes that share the blocks evenly; their topology."""
-    n_blocks, processes = checkpoint.config.n_blocks, []
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "topology.yml")
-        write_topology(file, n_blocks, [0] * n)
-        common = [sys.executable, "-m", "cake", "--mode", "worker", "--model", str(checkpoint.folder)]
-        common += ["--topology", str(file), "--threads", str(threads), "--cpu", "--address", "127.0.0.1:0"]
-        common += ["--dtype", str(placement.dtype).removeprefix("torch."), "--quantize", placement.quantize]
-        try:
-            for i in range(n):
-                command = [*common, "--name", f"worker{i}"]
-                processes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
-            write_topology(file, n_blocks, [served_port(process) for process in processes])
-            yield load_topology(file)
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-
-
-def served_port(process: "subprocess.Popen[str]") -> int:
-    """The port that a worker says it serves at."""
-    assert process.stderr is not None
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if match := re.search(r" at 127\.0\.0\.1:(\d+),", line):
-            return int(match[1])
-    raise click.ClickException(f"a worker ended: {''.join(said)}")
-
-
-def write_topology(file: Path, n_blocks: int, ports: list[int]) -> None:
-    """An even share of the blocks for each port."""
-    n, text = len(ports), ""
-    for i, port in enumerate(ports):
-        first, last = n_blocks * i // n, n_blocks * (i + 1) // n - 1
-        text += f"worker{i}: {{host: '127.0.0.1:{port}', layers: [model.layers.{first}-{last}]}}\n"
-    file.write_text(text)
 
 
 def read_bandwidth(threads: int) -> float:
