@@ -104,9 +104,12 @@ class Pace:
             self._plain += 1
             self._rest -= 1
         else:
+            # What was thought to be wrong was right: look again soon. Where proposals are known to be right
+            # and yet do not pay, a trial teaches nothing.
+            surprised = accepted > 0 and self._right < self._tried / 2
             self._right = MEMORY * self._right + accepted
             self._tried = MEMORY * self._tried + accepted + (accepted < proposed)
-            self._pause = 1 if accepted else min(2 * self._pause, LONGEST_REST)
+            self._pause = 1 if surprised else min(2 * self._pause, LONGEST_REST)
             self._rest = self._pause
         if proposed not in self._seconds:
             self._seconds[proposed] = seconds

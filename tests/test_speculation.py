@@ -126,6 +126,12 @@ def test_long_proposals_over_a_slow_network_and_none_where_they_do_not_pay() -> 
     assert 1 < drive(Pace(15), steep, 0.8)[1] < 6
 
 
+def test_right_proposals_that_take_as_long_as_they_save_are_left_alone() -> None:
+    speed, proposed = drive(Pace(15), lambda n: 1 + 1.1 * n, 1)
+    assert speed > 0.96
+    assert proposed < 0.1
+
+
 def test_the_pace_knows_its_limit_and_grows_towards_it() -> None:
     pace, chosen = Pace(9), []
     for _ in range(8):
