@@ -3,8 +3,7 @@
 An async iterator that the terminal consumes; knows nothing of terminals, files or sockets.
 """
 
-import functools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,8 +13,9 @@ from cake.errors import CakeError, PromptTooLongError
 from cake.model.sampling import Sampler, SamplingParams
 from cake.model.tokenizer import Detokenizer, Tokenizer
 from cake.pipeline import Pipeline
-from cake.scheduler import OnProgress, Scheduler
+from cake.scheduler import FEW_TOKENS, OnProgress, Scheduler
 from cake.session import Session
+from cake.speculation import Proposer, Speculation
 
 FinishReason = Literal["stop", "length"]
 
@@ -27,6 +27,17 @@ class Piece:
     token: int
     text: str
     finish_reason: FinishReason | None = None
+    proposed: int = 0  # tokens proposed for the pass that made it; the pass's first piece tells
+    accepted: bool = False  # whether it was one of them
+
+
+@dataclass(frozen=True)
+class Made:
+    """The tokens that a pass made; all but the last had been proposed."""
+
+    tokens: list[int]
+    proposed: int
+    held: int  # the session's tokens that the stages hold, these included
 
 
 def _nobody(n_tokens: int) -> None:
@@ -42,12 +53,18 @@ class Generator:
         tokenizer: Tokenizer,
         stop_ids: frozenset[int],
         prompt_chunk: int | None = None,
+        new_proposer: Callable[[], Proposer] | None = None,
     ) -> None:
         self.pipeline, self.tokenizer = pipeline, tokenizer
         self._stop_ids, self._scheduler = stop_ids, Scheduler(pipeline, prompt_chunk)
+        self._new_proposer = new_proposer
+        self._speculations: dict[int, Speculation] = {}  # by the session's number
 
     async def close_session(self, session: Session) -> None:
         """Free the session in every stage."""
+        speculation = self._speculations.pop(session.number, None)
+        if speculation is not None:
+            await speculation.forget()
         await self.pipeline.forget(session.number)
 
     def check(self, prompt: Sequence[int]) -> None:
@@ -73,27 +90,72 @@ class Generator:
         self.check(prompt)
         session.keep_prefix(prompt)
         sampler, detokenizer = Sampler(sampling), Detokenizer(self.tokenizer)
-        room = min(max_tokens, self.pipeline.context - len(prompt))
-        for made in range(1, room + 1):
-            tell = on_progress if made == 1 else _nobody
-            choice = functools.partial(_sample, sampler, session)
-            token = await self._scheduler.run(session, choice, on_progress=tell)
+        end = min(len(prompt) + max_tokens, self.pipeline.context)
+        speculation = self._speculation(session)
+        made = await self._verify(session, sampler, [], on_progress)
+        while True:
+            for piece in self._pieces(session, made, detokenizer, end):
+                yield piece
+                if piece.finish_reason:
+                    return
+            made = await self._round(session, sampler, speculation, end)
+
+    def _pieces(self, session: Session, made: Made, detokenizer: Detokenizer, end: int) -> Iterator[Piece]:
+        """Append what a pass made to the session, and to the text.
+
+        One token after the other: whoever leaves in between has a session of what was given out.
+        """
+        for i, token in enumerate(made.tokens):
             session.ids.append(token)
+            session.held = min(made.held, len(session.ids))
             text = detokenizer.add(token)
             reason: FinishReason | None = None
             if token in self._stop_ids:
                 reason = "stop"
-            elif made == room:
+            elif len(session.ids) == end:
                 reason = "length"
             if reason:
                 text += detokenizer.finish()
-            yield Piece(token, text, reason)
-            if reason:
-                return
+            proposed = 0 if i else made.proposed
+            yield Piece(token, text, reason, proposed, accepted=i < len(made.tokens) - 1)
 
+    async def _round(
+        self, session: Session, sampler: Sampler, speculation: Speculation | None, end: int
+    ) -> Made:
+        """The next pass, with proposals if there is somebody who makes them; no more than end at `end`."""
+        if speculation is None:
+            return await self._verify(session, sampler, [])
+        proposals = await speculation.propose(session.ids, end - len(session.ids) - 1, sampler)
+        made = await self._verify(session, sampler, proposals)
+        speculation.learn(len(proposals), len(made.tokens) - 1)
+        return made
 
-def _sample(sampler: Sampler, session: Session, logits: Tensor) -> int:
-    return sampler.sample(logits[0], session.ids)
+    async def _verify(
+        self, session: Session, sampler: Sampler, proposals: list[int], on_progress: OnProgress = _nobody
+    ) -> Made:
+        """Run what the stages lack, and the proposals behind it as if they were the session's."""
+        ids, n_right = session.ids, 0
+
+        def choose(logits: Tensor) -> list[int]:
+            return sampler.verify(logits, ids, proposals)
+
+        try:
+            session.ids = ids + proposals
+            tokens = await self._scheduler.run(session, choose, len(proposals) + 1, on_progress)
+            n_right = len(tokens) - 1
+            return Made(tokens, len(proposals), len(ids) + n_right)
+        finally:  # whatever happened, nothing that was only proposed stays
+            session.ids, session.held = ids, min(session.held, len(ids))
+
+    def _speculation(self, session: Session) -> Speculation | None:
+        """Who proposes for this session, of which a new answer begins."""
+        if self._new_proposer is None:
+            return None
+        if session.number not in self._speculations:
+            most = min(FEW_TOKENS, self.pipeline.max_batch_tokens) - 1
+            self._speculations[session.number] = Speculation(self._new_proposer(), most)
+        self._speculations[session.number].begin()
+        return self._speculations[session.number]
 
 
 def check_prompt(prompt: Sequence[int], context: int, vocab_size: int) -> None:

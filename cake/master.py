@@ -10,15 +10,17 @@ from typing import Any
 from tqdm import tqdm
 
 from cake.device import DeviceThread, choose_context, choose_placement
+from cake.draft import DraftModel, open_draft_checkpoint
 from cake.generator import Generator, check_prompt
 from cake.model.sampling import SamplingParams
 from cake.model.tokenizer import Tokenizer
 from cake.options import MasterOptions, SamplingOptions
-from cake.pipeline import open_pipeline
+from cake.pipeline import OnBytes, open_pipeline
 from cake.progress import loading_bar
 from cake.remote import Patience
 from cake.report import Answer, as_json, closing_lines, topology_table
 from cake.session import Session
+from cake.speculation import NGrams, Proposer
 from cake.topology import Topology, load_topology
 from cake.weights.checkpoint import Checkpoint, block_of, bundled_topology, open_checkpoint
 
@@ -69,6 +71,8 @@ class Master:
         self.raw = options.raw or not tokenizer.has_chat_template
         self.sampling = sampling_params(options.sampling, checkpoint.generation_config)
         self._topology, self._checkpoint = topology, checkpoint
+        name = options.draft_model  # refused at once, if it is no draft for this model
+        self._draft = open_draft_checkpoint(name, checkpoint, tokenizer) if name else None
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of a single prompt, through the chat template unless the run is raw."""
@@ -95,8 +99,11 @@ class Master:
         layout = self._topology.layout(checkpoint.config.n_blocks)
         blocks = [block for node, span in layout if node is None for block in span]
         total = sum(map(checkpoint.bytes_of, [*blocks, None]))
+        if self._draft:
+            total += sum(map(self._draft.bytes_of, [*range(self._draft.config.n_blocks), None]))
         with loading_bar(total) as bar:
             try:
+                new_proposer = await self._proposers(thread, context, bar.update)
                 pipeline = await open_pipeline(
                     checkpoint, self._topology, thread, context, patience, bar.update
                 )
@@ -104,7 +111,15 @@ class Master:
                 thread.close()
                 raise
         tell(topology_table(checkpoint.name, self._topology, pipeline))
-        return Generator(pipeline, self.tokenizer, checkpoint.stop_ids)
+        return Generator(pipeline, self.tokenizer, checkpoint.stop_ids, new_proposer=new_proposer)
+
+    async def _proposers(
+        self, thread: DeviceThread, context: int, on_bytes: OnBytes
+    ) -> Callable[[], Proposer] | None:
+        """What makes the one who guesses for a session; none where nobody does."""
+        if self._draft:
+            return (await DraftModel.load(self._draft, thread, context, on_bytes)).proposer
+        return NGrams if self.options.speculate == "ngram" else None
 
     async def answer_once(self, generator: Generator, prompt: list[int]) -> None:
         """Answer and report, as text or as JSON."""
@@ -146,6 +161,8 @@ class Master:
                 answer.token_ids.append(piece.token)
                 answer.text += piece.text
                 answer.finish_reason = piece.finish_reason
+                answer.proposed += piece.proposed
+                answer.accepted += piece.accepted
                 show(piece.text)
 
 

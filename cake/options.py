@@ -41,6 +41,8 @@ class MasterOptions:
     raw: bool
     chat: bool
     max_tokens: int
+    speculate: Literal["none", "ngram"]
+    draft_model: str | None
     as_json: bool
 
 

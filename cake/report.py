@@ -21,6 +21,8 @@ class Answer:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    proposed: int = 0  # tokens, by who guesses ahead
+    accepted: int = 0
     first_token_s: float = 0.0
     last_token_s: float = 0.0
 
@@ -46,6 +48,8 @@ def as_json(answer: Answer, pipeline: Pipeline) -> dict[str, Any]:
         "time_to_first_token_s": round(answer.first_token_s, 6),
         "prefill_tokens_per_s": round(answer.prefill_tokens_per_s, 3),
         "decode_tokens_per_s": round(answer.decode_tokens_per_s, 3),
+        "proposed_tokens": answer.proposed,
+        "accepted_tokens": answer.accepted,
         "peak_memory_bytes": peak_memory_bytes(),
         "stages": [_stage_json(stage) for stage in pipeline.stages],
     }
@@ -70,12 +74,13 @@ def _stage_json(stage: Stage) -> dict[str, Any]:
 def closing_lines(answer: Answer, pipeline: Pipeline) -> str:
     """A line on the answer, and a line on each stage's share of it."""
     kept = answer.prompt_tokens - answer.prompt_run
+    proposals = f" · {answer.accepted} of {answer.proposed} proposed tokens accepted"
     summary = (
         f"{len(answer.token_ids)} tokens ({answer.finish_reason or 'interrupted'})"
         f" · first after {answer.first_token_s:.2f} s"
         f" · prompt of {answer.prompt_tokens}{f' ({kept} kept)' if kept else ''}"
         f" at {answer.prefill_tokens_per_s:.1f} tokens/s"
-        f" · generation at {answer.decode_tokens_per_s:.1f} tokens/s"
+        f" · generation at {answer.decode_tokens_per_s:.1f} tokens/s{proposals if answer.proposed else ''}"
         f" · memory {human_bytes(peak_memory_bytes())}"
     )
     rows = [

@@ -137,7 +137,7 @@ class Scheduler:
         ids again, once. At most one job of a session at a time.
         """
         chunk = self._chunk or chunk_tokens(len(session.ids) - session.held, self._depth)
-        chunk = min(chunk, self._pipeline.max_batch_tokens)
+        chunk = min(max(chunk, wanted), self._pipeline.max_batch_tokens)
         job = Job(session, choice, wanted, on_progress, chunk, session.held)
         self._queue(job)
         result: T = await job.done

@@ -19,3 +19,7 @@ class Session:
         while shared < min(self.held, len(ids) - 1) and self.ids[shared] == ids[shared]:
             shared += 1
         self.ids, self.held = list(ids), shared
+
+    def cut(self, length: int) -> None:
+        """Forget what lies beyond the first `length` tokens."""
+        self.ids, self.held = self.ids[:length], min(self.held, length)

@@ -249,6 +249,30 @@ def test_chat_and_json_exclude_one_another(cli) -> None:
     check_refusal(cli("--chat", "--json"), "--chat and --json")
 
 
+def test_only_one_may_guess(cli) -> None:
+    check_refusal(cli("--speculate", "ngram", "--draft-model", "x"), "--speculate ngram and --draft-model")
+
+
+def test_a_draft_model_that_is_not_there(cli, folder: Path) -> None:
+    check_refusal(
+        cli("--model", folder, "--draft-model", "/no/such/draft"), "no model folder at /no/such/draft"
+    )
+
+
+@pytest.mark.parametrize("other", ["more tokens", "other tokens"])
+def test_a_draft_model_with_another_vocabulary_is_refused_by_name(
+    cli, folder: Path, tmp_path: Path, other: str
+) -> None:
+    draft = shutil.copytree(folder, tmp_path / "stranger")
+    name = "config.json" if other == "more tokens" else "tokenizer.json"
+    words = ("49152", "49280") if other == "more tokens" else ("<file_sep>", "<page_sep>")
+    text = (draft / name).read_text(encoding="utf-8")
+    assert words[0] in text
+    (draft / name).write_text(text.replace(*words), encoding="utf-8")
+    result = cli("--model", folder, "--draft-model", draft)
+    check_refusal(result, "--draft-model stranger has another vocabulary than tiny")
+
+
 def test_debug_shows_the_traceback(cli) -> None:
     result = cli("--model", "/no/such/model", "--debug")
     assert result.exit_code == 2
@@ -295,6 +319,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "prompt": "The sky is blue because ",
         "system_prompt": "You are a helpful AI assistant.",
         "sample_len": 100,
+        "speculate": "none",
         "repeat_last_n": 128,
         "seed": 299792458,
     }

@@ -184,8 +184,9 @@ def test_the_same_seed_gives_the_same_text(cli) -> None:
     assert first == again != other
 
 
-def test_chat_keeps_the_history_and_answers_every_line(demo_model: Path) -> None:
-    command = [sys.executable, "-m", "cake", "--chat", "-n", "16", "--threads", "1", *GREEDY]
+@pytest.mark.parametrize("options", [[], ["--speculate", "ngram"]], ids=["plain", "ngram"])
+def test_chat_keeps_the_history_and_answers_every_line(demo_model: Path, options: list[str]) -> None:
+    command = [sys.executable, "-m", "cake", "--chat", "-n", "16", "--threads", "1", *GREEDY, *options]
     lines = "What is 2+2?\n\nAnd 3+3?\n"
     done = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=120, check=True)
     first, second = done.stdout.splitlines()
@@ -196,6 +197,48 @@ def test_chat_keeps_the_history_and_answers_every_line(demo_model: Path) -> None
         lengths.append(str(len(Tokenizer(demo_model).encode_chat(chat))))
         chat.append({"role": "assistant", "content": answer})
     assert re.findall(r"prompt of (\d+)", done.stderr) == lengths
+
+
+REPEAT = (
+    "Repeat the following text: The quick brown fox jumps over the lazy dog while the sun sets behind the "
+    "hills, and the river runs quietly through the valley to the sea."
+)
+
+
+@pytest.mark.parametrize("proposer", ["ngram", "draft"])
+def test_proposals_change_the_number_of_passes_only(
+    processes: Start, demo_model: Path, tmp_path: Path, proposer: str
+) -> None:
+    topology, _ = start_workers(processes, tmp_path, "10-29")
+    options = ("--speculate", "ngram") if proposer == "ngram" else ("--draft-model", demo_model)
+    common = ("--topology", topology, "--prompt", REPEAT, "-n", 24, "--json", *GREEDY)
+
+    def answer(*more: object) -> dict:
+        code, stdout, stderr = processes(*common, *more).finish()
+        assert code == 0, stderr
+        return json.loads(stdout)
+
+    plain, guessed = answer(), answer(*options)
+    assert (plain["proposed_tokens"], plain["accepted_tokens"]) == (0, 0)
+    assert guessed["token_ids"] == plain["token_ids"]
+    assert guessed["text"] == plain["text"]
+    assert 0 < guessed["accepted_tokens"] <= guessed["proposed_tokens"]
+    assert plain["finish_reason"] == "length"  # at an end token, proposals beyond it would not count
+    passes = {stage["messages"] for stage in guessed["stages"]}
+    assert passes == {len(plain["token_ids"]) - guessed["accepted_tokens"]}
+    if proposer == "draft":  # it is the same model
+        assert guessed["accepted_tokens"] >= guessed["proposed_tokens"] - 1
+
+
+def test_a_draft_draws_the_same_text_from_the_same_seed(cli, demo_model: Path) -> None:
+    common = ("--prompt", "Tell me a story.", "-n", 24, "--temperature", "0.8", "--json", "--threads", 1)
+    common = (*common, "--dtype", "float32")
+    plain, ngram, draft = (
+        json.loads(cli(*common, *more).stdout)
+        for more in ((), ("--speculate", "ngram"), ("--draft-model", demo_model))
+    )
+    assert plain["token_ids"] == ngram["token_ids"] == draft["token_ids"]
+    assert draft["accepted_tokens"] > 0
 
 
 def test_nodes_quantize_each_as_it_likes(processes: Start, tmp_path: Path) -> None:

@@ -40,7 +40,39 @@ class Sampler:
         # Without the largest, no temperature is too small to divide by.
         scaled = (logits - logits.max()) / self._params.temperature
         probabilities = self._filtered(scaled).softmax(dim=-1)
-        return int(torch.multinomial(probabilities, 1, generator=self._random))
+        # The winner of a race of exponential clocks is a fair draw, and torch.multinomial's way too. Two
+        # distributions that are much alike mostly have the same winner when the clocks are the same.
+        clocks = torch.empty_like(probabilities).exponential_(generator=self._random)
+        return int((probabilities / clocks).argmax())
+
+    def verify(self, logits: Tensor, ids: Sequence[int], proposals: Sequence[int]) -> list[int]:
+        """The next tokens after `ids`: as many of `proposals` as it chooses itself, and one more.
+
+        `logits` `[len(proposals) + 1, vocab_size]`: row i is the model's for `ids + proposals[:i]`. Every
+        token is drawn as `sample` would have drawn it, in the same order and with the same random numbers;
+        a proposal decides only whether the row after it is of use. So text and odds are the same whatever
+        is proposed. (Rejection sampling, Leviathan et al., arXiv:2211.17192, keeps the odds only; for
+        proposals that are no draws it accepts as many, for a draft's draws a few more, see `twin`.)
+        """
+        seen = list(ids[-max(self._params.repeat_last_n, 1) :])
+        chosen: list[int] = []
+        for row, proposal in zip(logits, [*proposals, None], strict=True):
+            chosen.append(self.sample(row, seen))
+            if chosen[-1] != proposal:
+                break
+            seen.append(proposal)
+        return chosen
+
+    def twin(self) -> "Sampler":
+        """One that will draw the same random numbers, to guess what this one will choose.
+
+        Drawn with the same numbers, a draft's token is this sampler's more often than by chance: their
+        distributions' distance d leaves at least (1 - d) / (1 + d) of agreement (Daliri, Musco and Suresh,
+        arXiv:2408.07978), rejection sampling 1 - d.
+        """
+        other = Sampler(self._params)
+        other._random.set_state(self._random.get_state())
+        return other
 
     def _penalized(self, logits: Tensor, ids: Sequence[int]) -> Tensor:
         """Make the last tokens less likely (Keskar et al., CTRL, arXiv:1909.05858)."""

@@ -34,6 +34,11 @@ class Tokenizer:
         """Whether the model was trained to answer messages."""
         return bool(self._tokenizer.chat_template)
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Every token and its id."""
+        return dict(self._tokenizer.get_vocab())
+
     def encode(self, text: str, start: bool = True) -> list[int]:
         """Token ids of plain text; at its start with the start token, where the model wants one."""
         _check_text(text)
