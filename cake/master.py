@@ -98,7 +98,7 @@ class Master:
         with loading_bar(total) as bar:
             try:
                 pipeline = await open_pipeline(
-                    checkpoint, self._topology, thread, context, patience, bar.update
+                    checkpoint, self._topology, thread, context, patience, bar.update, self.options.wire_dtype
                 )
             except BaseException:
                 thread.close()

@@ -42,6 +42,7 @@ class MasterOptions:
     chat: bool
     max_tokens: int
     as_json: bool
+    wire_dtype: str | None
 
 
 @dataclass(frozen=True)

@@ -87,9 +87,11 @@ async def open_pipeline(
     context: int,
     patience: Patience,
     on_bytes: OnBytes = lambda _: None,
+    wire_dtype: str | None = None,
 ) -> Pipeline:
     """Connect to every node, then load what remains here, so that a bad node is found out first.
 
+    Hidden states travel in `wire_dtype`; without one, as each link allows (see `cake.wire_dtype`).
     The pipeline takes over `thread` and closes it in the end; if this raises, the caller does.
     """
     config = checkpoint.config
@@ -100,7 +102,7 @@ async def open_pipeline(
         stages: list[Stage] = []
         for node, span in layout:
             if node is not None:
-                stages.append(RemoteStage(workers[node.name], span))
+                stages.append(RemoteStage(workers[node.name], span, wire_dtype))
                 continue
             local = LocalStage(MASTER, span, config, context, thread)
             await thread.run(local.load, checkpoint, lambda block: on_bytes(checkpoint.bytes_of(block)))

@@ -25,9 +25,10 @@ from cake.protocol.messages import (
     Welcome,
     WireSegment,
 )
-from cake.protocol.tensors import from_wire, to_wire
+from cake.protocol.tensors import NAMES, from_wire, to_wire
 from cake.stage import Computed, StageStats
 from cake.topology import Node
+from cake.wire_dtype import Trip, WireDtype
 
 log = logging.getLogger(__name__)
 ATTEMPTS_IN_SILENCE = 3
@@ -46,18 +47,28 @@ class Patience:
 class RemoteWorker:
     """A worker that has said welcome. Matches answers to the forwards they belong to."""
 
-    def __init__(self, node: Node, connection: Connection, welcome: Welcome) -> None:
+    def __init__(
+        self, node: Node, connection: Connection, welcome: Welcome, round_trip_s: float = 0.0
+    ) -> None:
         self.node, self.welcome = node, welcome
+        self.round_trip_s = round_trip_s  # of the handshake
         self._connection = connection
         self._ids = itertools.count()
         self._waiting: dict[int, asyncio.Future[tuple[Result, int]]] = {}
         self._failure: NodeError | None = None
         connection.hand_over(self._settle, self._on_end)
 
-    async def forward(self, first: int, batch: Batch) -> tuple[Result, int, int]:
+    @property
+    def idle(self) -> bool:
+        """Whether no answer is due."""
+        return not self._waiting
+
+    async def forward(
+        self, first: int, batch: Batch, wire_dtype: str | None = None
+    ) -> tuple[Result, int, int]:
         """The worker's result, the bytes that the message took, and those of the answer."""
         segments = tuple([WireSegment(_number(s.session), *s[1:]) for s in batch.segments])
-        message = Forward(next(self._ids), first, segments, to_wire(batch.hidden))
+        message = Forward(next(self._ids), first, segments, to_wire(batch.hidden, wire_dtype))
         if self._failure is not None:
             raise self._failure
         answer = asyncio.get_running_loop().create_future()
@@ -124,18 +135,22 @@ class RemoteWorker:
 class RemoteStage:
     """One span of a worker, as a stage of the master's pipeline."""
 
-    def __init__(self, worker: RemoteWorker, blocks: range) -> None:
+    def __init__(self, worker: RemoteWorker, blocks: range, wire_dtype: str | None = None) -> None:
+        """Hidden states travel in `wire_dtype`; without one, as the link allows."""
         self.node, self.blocks = worker.node.name, blocks
         self.device, self.dtype = worker.welcome.device, worker.welcome.dtype
         self.weights = worker.welcome.weights
         self.stats = StageStats()
         self._worker = worker
+        self._wire_dtype = WireDtype(self.node, wire_dtype, worker.round_trip_s)
 
     async def forward(self, batch: Batch) -> Computed:
         """Send the batch, wait for the result, and convert it back to the batch's dtype."""
         self.stats.messages += 1
-        started = time.perf_counter()
-        result, n_sent, n_received = await self._worker.forward(self.blocks.start, batch)
+        longest, n_bytes = max(segment.length for segment in batch.segments), batch.hidden.nbytes
+        wire_dtype = self._wire_dtype.choose(longest, n_bytes, NAMES[batch.hidden.dtype])
+        started, alone = time.perf_counter(), self._worker.idle
+        result, n_sent, n_received = await self._worker.forward(self.blocks.start, batch, wire_dtype)
         if result.hidden.shape != tuple(batch.hidden.shape):
             raise NodeError(
                 f"worker {self.node!r} answered hidden states of {str(result.hidden.shape)[:60]} to "
@@ -147,7 +162,10 @@ class RemoteStage:
         stats.bytes_sent += n_sent
         stats.bytes_received += n_received
         stats.compute_s += result.compute_s
-        stats.network_s += max(0.0, time.perf_counter() - started - result.compute_s)
+        waited_s = time.perf_counter() - started
+        stats.network_s += max(0.0, waited_s - result.compute_s)
+        trip = Trip(longest, n_sent + n_received, waited_s, result.compute_s)
+        self._wire_dtype.observe(trip, n_bytes, alone)
         return Computed(hidden, result.compute_s)
 
     async def forget(self, sessions: Iterable[Hashable]) -> None:
@@ -169,7 +187,9 @@ async def connect_worker(node: Node, expected: Expectation, patience: Patience) 
     """
     connection = await _connect(node, patience)
     try:
+        started = time.perf_counter()
         welcome = await asyncio.wait_for(_greet(connection, node), patience.handshake)
+        round_trip_s = time.perf_counter() - started
         check_welcome(welcome, expected, node.address)
     except BaseException as error:
         connection.abort()
@@ -178,7 +198,7 @@ async def connect_worker(node: Node, expected: Expectation, patience: Patience) 
             raise
         raise NodeError(f"worker {node.name!r} at {node.address} {reason}") from error
     connection.raise_limits(payload_limit(welcome.max_batch_tokens, expected.hidden_size))
-    return RemoteWorker(node, connection, welcome)
+    return RemoteWorker(node, connection, welcome, round_trip_s)
 
 
 def _handshake_failure(error: BaseException) -> str | None:

@@ -138,7 +138,7 @@ class LocalStage:
 
     def _compute_wire(self, hidden: WireTensor, segments: tuple[Segment, ...]) -> tuple[WireTensor, float]:
         result, compute_s = self._compute(Batch(from_wire(hidden), segments))
-        return to_wire(result), compute_s
+        return to_wire(result, hidden.dtype), compute_s
 
     async def forget(self, sessions: Iterable[Hashable]) -> None:
         """Free the caches of these sessions, after the forwards that were asked for before."""
