@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from cake.errors import NodeError
 from cake.model.batch import Batch, Segment
 from cake.protocol.messages import Forward, Hop, Result, StageReport, WireSegment
-from cake.protocol.tensors import from_wire, to_wire
+from cake.protocol.tensors import NAMES, from_wire, to_wire
 from cake.remote import NUMBERS, RemoteStage, number_of
 from cake.stage import Computed
+from cake.wire_dtype import Trip, WireDtype
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +24,13 @@ log = logging.getLogger(__name__)
 class Chain:
     """Consecutive stages; `links` are those of each worker to the next."""
 
-    def __init__(self, stages: Sequence[RemoteStage], links: Sequence[int] = ()) -> None:
+    def __init__(
+        self, stages: Sequence[RemoteStage], links: Sequence[int] = (), wire_dtype: str | None = None
+    ) -> None:
+        """Hidden states travel in `wire_dtype`; without one, as the links allow."""
         self.stages = tuple(stages)
+        round_trips = sum(stage.worker.round_trip_s for stage in stages)
+        self._wire_dtype = WireDtype(stages[0].node, wire_dtype, round_trips)
         hops = zip(links, self.stages[1:], strict=True)
         self._route = tuple(Hop(link, stage.blocks.start) for link, stage in hops)
 
@@ -32,18 +38,25 @@ class Chain:
         """Send the batch to the first, wait for the last, and convert back to the batch's dtype."""
         for stage in self.stages:
             stage.stats.messages += 1
-        started = time.perf_counter()
         first, *others = self.stages
+        started, alone = time.perf_counter(), first.worker.idle
+        longest = max(segment.length for segment in batch.segments)
+        dtype = self._wire_dtype.choose(longest, batch.hidden.nbytes, NAMES[batch.hidden.dtype])
         segments = tuple([_on_the_wire(segment) for segment in batch.segments])
-        message = Forward(next(NUMBERS), first.blocks.start, segments, self._route, (), to_wire(batch.hidden))
+        hidden = to_wire(batch.hidden, dtype)
+        message = Forward(next(NUMBERS), first.blocks.start, segments, self._route, (), hidden)
         frame, _ = await first.worker.ask(message, [stage.worker for stage in others])
         result = frame.message
         assert isinstance(result, Result)  # a forward has no other good answer
         self._check(result, batch)
-        hidden = from_wire(result.hidden).to(batch.hidden.device, batch.hidden.dtype)
-        self._count(result.stages, len(hidden), time.perf_counter() - started, frame.n_bytes)
+        states = from_wire(result.hidden).to(batch.hidden.device, batch.hidden.dtype)
+        network_s = self._count(result.stages, len(states), time.perf_counter() - started, frame.n_bytes)
         compute_s = sum(report.compute_s for report in result.stages)
-        return Computed(hidden, compute_s, started)
+        pace_s = compute_s / len(self.stages)
+        n_bytes = frame.n_bytes + sum(report.n_bytes for report in result.stages)
+        trip = Trip(longest, n_bytes, network_s + pace_s, pace_s)
+        self._wire_dtype.observe(trip, batch.hidden.nbytes, alone)
+        return Computed(states, compute_s, started)
 
     def _check(self, result: Result, batch: Batch) -> None:
         last = self.stages[-1].node
@@ -57,7 +70,7 @@ class Chain:
                 f"worker {last!r} answered with {len(result.stages)} reports for {len(self.stages)} stages"
             )
 
-    def _count(self, reports: Sequence[StageReport], n_tokens: int, trip_s: float, n_bytes: int) -> None:
+    def _count(self, reports: Sequence[StageReport], n_tokens: int, trip_s: float, n_bytes: int) -> float:
         """What was neither waiting for others' work nor computing was the network; equal shares of it."""
         network_s = max(0.0, trip_s - sum(report.wait_s + report.compute_s for report in reports))
         following = [*(report.n_bytes for report in reports[1:]), n_bytes]
@@ -68,6 +81,7 @@ class Chain:
             stats.bytes_received += n_received
             stats.compute_s += report.compute_s
             stats.network_s += network_s / len(reports)
+        return network_s
 
 
 def _on_the_wire(segment: Segment) -> WireSegment:
@@ -76,7 +90,7 @@ def _on_the_wire(segment: Segment) -> WireSegment:
     return WireSegment(session, segment.position, segment.length, source)
 
 
-async def link_stages(stages: Sequence[RemoteStage]) -> list[Chain]:
+async def link_stages(stages: Sequence[RemoteStage], wire_dtype: str | None = None) -> list[Chain]:
     """As few chains as these consecutive stages allow: a worker that cannot reach the next ends one."""
     links = await asyncio.gather(*(_link(a, b) for a, b in itertools.pairwise(stages)))
     chains: list[Chain] = []
@@ -84,12 +98,12 @@ async def link_stages(stages: Sequence[RemoteStage]) -> list[Chain]:
     numbers: list[int] = []
     for stage, link in zip(stages[1:], links, strict=True):
         if link is None:
-            chains.append(Chain(part, numbers))
+            chains.append(Chain(part, numbers, wire_dtype))
             part, numbers = [], []
         else:
             numbers.append(link)
         part.append(stage)
-    return [*chains, Chain(part, numbers)]
+    return [*chains, Chain(part, numbers, wire_dtype)]
 
 
 async def _link(a: RemoteStage, b: RemoteStage) -> int | None:

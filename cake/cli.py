@@ -186,6 +186,14 @@ POSITIVE = click.IntRange(min=1)
     "where it computes in it, else float32]",
 )
 @click.option(
+    "--wire-dtype",
+    type=click.Choice(["float32", "bfloat16", "float16", "int8"]),
+    help="Master: numbers in which hidden states travel to the workers and back. bfloat16 takes half of "
+    "float32's bytes and int8 about a quarter, for slow links; both change the text a little where "
+    "computing is in more. Nothing else changes: each worker computes in its own --dtype.  "
+    "[default: the master's --dtype, but int8 for prompts where the link is slower than the worker]",
+)
+@click.option(
     "--quantize",
     type=click.Choice(["none", "int8", "int4"]),
     default="none",
@@ -257,6 +265,7 @@ def _master_options(compute: ComputeOptions, options: dict[str, Any]) -> MasterO
         speculate=options["speculate"],
         draft_model=options["draft_model"],
         as_json=options["as_json"],
+        wire_dtype=options["wire_dtype"],
     )
 
 

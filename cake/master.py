@@ -105,7 +105,7 @@ class Master:
             try:
                 new_proposer = await self._proposers(thread, context, bar.update)
                 pipeline = await open_pipeline(
-                    checkpoint, self._topology, thread, context, patience, bar.update
+                    checkpoint, self._topology, thread, context, patience, bar.update, self.options.wire_dtype
                 )
             except BaseException:
                 thread.close()

@@ -44,6 +44,7 @@ class MasterOptions:
     speculate: Literal["none", "ngram"]
     draft_model: str | None
     as_json: bool
+    wire_dtype: str | None
 
 
 @dataclass(frozen=True)

@@ -90,9 +90,11 @@ async def open_pipeline(
     context: int,
     patience: Patience,
     on_bytes: OnBytes = lambda _: None,
+    wire_dtype: str | None = None,
 ) -> Pipeline:
     """Connect to every node, then load what remains here, so that a bad node is found out first.
 
+    Hidden states travel in `wire_dtype`; without one, as each link allows (see `cake.wire_dtype`).
     The pipeline takes over `thread` and closes it in the end; if this raises, the caller does.
     """
     config = checkpoint.config
@@ -103,9 +105,8 @@ async def open_pipeline(
         legs: list[LocalStage | Chain] = []
         for remote, run in itertools.groupby(layout, lambda part: part[0] is not None):
             if remote:
-                legs += await link_stages(
-                    [RemoteStage(workers[node.name], span) for node, span in run if node]
-                )
+                stages = [RemoteStage(workers[node.name], span) for node, span in run if node]
+                legs += await link_stages(stages, wire_dtype)
                 continue
             for _, span in run:
                 local = LocalStage(MASTER, span, config, context, thread)

@@ -46,13 +46,21 @@ class Patience:
 class RemoteWorker:
     """A worker that has said welcome. Matches answers to the questions they belong to."""
 
-    def __init__(self, node: Node, connection: Connection, welcome: Welcome) -> None:
+    def __init__(
+        self, node: Node, connection: Connection, welcome: Welcome, round_trip_s: float = 0.0
+    ) -> None:
         self.node, self.welcome = node, welcome
-        self.clock_offset = time.perf_counter() - welcome.clock  # too large by the way of the welcome
+        self.clock_offset = time.perf_counter() - round_trip_s / 2 - welcome.clock
+        self.round_trip_s = round_trip_s  # of the handshake
         self._connection = connection
         self._waiting: dict[int, asyncio.Future[Frame]] = {}
         self._failure: NodeError | None = None
         connection.hand_over(self._settle, self._on_end)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no answer is due."""
+        return not self._waiting
 
     async def ask(self, message: Forward | Link, others: "Sequence[RemoteWorker]" = ()) -> tuple[Frame, int]:
         """The answer to a message, and the bytes that the message took.
@@ -162,7 +170,9 @@ async def connect_worker(node: Node, expected: Expectation, patience: Patience) 
     """
     connection = await _connect(node, patience)
     try:
+        started = time.perf_counter()
         welcome = await asyncio.wait_for(_greet(connection, node), patience.handshake)
+        round_trip_s = time.perf_counter() - started
         check_welcome(welcome, expected, node.address)
     except BaseException as error:
         connection.abort()
@@ -171,7 +181,7 @@ async def connect_worker(node: Node, expected: Expectation, patience: Patience) 
             raise
         raise NodeError(f"worker {node.name!r} at {node.address} {reason}") from error
     connection.raise_limits(payload_limit(welcome.max_batch_tokens, expected.hidden_size))
-    return RemoteWorker(node, connection, welcome)
+    return RemoteWorker(node, connection, welcome, round_trip_s)
 
 
 def _handshake_failure(error: BaseException) -> str | None:

@@ -143,7 +143,7 @@ class LocalStage:
 
     def _compute_wire(self, hidden: WireTensor, segments: tuple[Segment, ...]) -> Answered:
         result, *times = self._compute(Batch(from_wire(hidden), segments))
-        return Answered(to_wire(result), *times)
+        return Answered(to_wire(result, hidden.dtype), *times)
 
     async def forget(self, sessions: Iterable[Hashable]) -> None:
         """Free the caches of these sessions, after the forwards that were asked for before."""

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from cake.errors import ProtocolError
+from cake.protocol.int8_layout import Int8Layout
 from cake.protocol.messages import (
     MESSAGES,
     Failed,
@@ -278,7 +279,7 @@ def test_a_payload_that_does_not_fit_the_shape(shape: list[int], n_bytes: int) -
         read("forward", bytes(n_bytes), hidden={"dtype": "float32", "shape": shape})
 
 
-@pytest.mark.parametrize("dtype", ["float64", "int8", "", "Float32", "object"])
+@pytest.mark.parametrize("dtype", ["float64", "int4", "", "Float32", "object"])
 def test_an_unknown_dtype(dtype: str) -> None:
     with pytest.raises(ProtocolError, match="is unknown"):
         read("forward", hidden={"dtype": dtype, "shape": [1, 2]})
@@ -294,3 +295,32 @@ def test_the_size_of_each_dtype(dtype: str, size: int) -> None:
     assert WireTensor(dtype, (3, 5), bytes(15 * size)).shape == (3, 5)
     with pytest.raises(ProtocolError, match=f"takes {15 * size} bytes"):
         WireTensor(dtype, (3, 5), bytes(15 * size - 1))
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ((3, 64), 3 * (2 + 8 * 4 + 64)),
+        ((3, 65), 3 * (2 * 2 + 8 * 4 + 65)),
+        ((1, 20), 2 + 2 * 4 + 20),
+        ((2, 7), 2 * (2 + 7)),
+        ((0, 64), 0),
+        ((5, 0), 0),
+        ((), 3),
+    ],
+)
+def test_the_size_of_int8(shape: tuple[int, ...], size: int) -> None:
+    assert WireTensor("int8", shape, bytes(size)).shape == shape
+    with pytest.raises(ProtocolError, match=f"takes {size} bytes, not {size + 1}"):
+        WireTensor("int8", shape, bytes(size + 1))
+
+
+def test_rows_too_long_for_int8() -> None:
+    with pytest.raises(ProtocolError, match="rows of 65537 channels are too long for int8"):
+        WireTensor("int8", (1, 2**16 + 1), b"")
+
+
+def test_int8_is_never_longer_than_float32() -> None:
+    """By which the payload's limit goes."""
+    sizes = [Int8Layout.of((1, width)).n_bytes for width in range(1, 1000)]
+    assert all(size <= 4 * width for width, size in enumerate(sizes, 1))

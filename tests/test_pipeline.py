@@ -10,15 +10,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GREEDY, IMPATIENT, NoText, greedy_ids, pipeline_over, serving, transformers_ids
+from conftest import (
+    GREEDY,
+    IMPATIENT,
+    PATIENT,
+    NoText,
+    cpu_thread,
+    greedy_ids,
+    pipeline_over,
+    serving,
+    transformers_ids,
+)
 
 from cake.errors import CakeError, NodeError, PromptTooLongError, SessionLostError
 from cake.generator import Generator
 from cake.model.batch import Segment
-from cake.pipeline import Pipeline
+from cake.pipeline import Pipeline, open_pipeline
 from cake.scheduler import Scheduler
 from cake.session import Session
-from cake.topology import Node
+from cake.topology import Node, Topology
+from cake.weights.checkpoint import Checkpoint
 
 PROMPT = [(7 * i * i + 3 * i + 1) % 256 for i in range(20)]
 N = 32
@@ -258,3 +269,23 @@ async def test_a_prompt_that_cannot_be_answered(
         with pytest.raises(error, match=reason):
             await soon(greedy_ids(pipeline, prompt, 4))
         assert [stage.stats.messages for stage in pipeline.stages] == [0, 0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
+async def test_what_travels_in_fewer_bits(tiny_model: Path, dtype: str) -> None:
+    """As float32 nothing is lost; otherwise little is."""
+    ids, segments = PROMPT * 3, [Segment(0, 0, 3 * len(PROMPT))]
+    async with spread(tiny_model, []) as here:
+        expected = await soon(here.forward(ids, segments))
+    async with serving(tiny_model, "w0", range(0, 3)) as node:
+        topology, thread = Topology({"w0": node}), cpu_thread()
+        pipeline = await open_pipeline(
+            Checkpoint(tiny_model), topology, thread, 512, PATIENT, wire_dtype=dtype
+        )
+        try:
+            got = await soon(pipeline.forward(ids, segments))
+        finally:
+            await pipeline.close()
+    assert torch.equal(got, expected) == (dtype == "float32")
+    difference = torch.nn.functional.mse_loss(got, expected).sqrt() / expected.std()
+    assert difference < {"float32": 1e-9, "bfloat16": 0.05, "float16": 0.005, "int8": 0.1}[dtype]

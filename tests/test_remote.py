@@ -273,6 +273,43 @@ async def test_a_result() -> None:
     assert heard[1:] == [Forget((7, 8)), Goodbye("the master is done")]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
+async def test_hidden_states_travel_in_the_dtype_that_was_chosen(dtype: str) -> None:
+    async def serve(peer: Peer) -> None:
+        forward = await peer.hear()
+        assert isinstance(forward, Forward)
+        heard.append(forward.hidden.dtype)
+        peer.say(Result(forward.id, (StageReport(0.0, 0.25, 0.0, 9),), forward.hidden))
+        await peer.gone()
+
+    heard: list[str] = []
+    async with greeted(serve) as (worker, _):
+        computed = await soon(Chain([RemoteStage(worker, SPAN)], (), dtype).forward(batch(7, 1.0, -2.0)))
+    assert heard == [dtype]
+    assert computed.hidden.dtype == torch.float32
+    assert torch.allclose(computed.hidden, torch.tensor([[1.0] * 4, [-2.0] * 4]), rtol=1 / 256)
+
+
+async def test_long_forwards_over_a_slow_link_go_in_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fake says that it computed for no time at all, so what the answer took is the link's."""
+
+    async def serve(peer: Peer) -> None:
+        for _ in range(3):
+            forward = await peer.hear()
+            assert isinstance(forward, Forward)
+            heard.append(forward.hidden.dtype)
+            peer.say(Result(forward.id, (StageReport(0.0, 0.0, 0.0, 9),), forward.hidden))
+        await peer.gone()
+
+    monkeypatch.setattr("cake.wire_dtype.NOTICED_S", 0.0)
+    monkeypatch.setattr("cake.wire_dtype.MEASURED_BYTES", 1)
+    heard: list[str] = []
+    async with greeted(serve) as (_, stage):
+        for n_tokens in (17, 17, 16):
+            await soon(stage.forward(batch(7, *[1.0] * n_tokens)))
+    assert heard == ["float32", "int8", "float32"]
+
+
 async def test_answers_are_matched_by_id() -> None:
     async def serve(peer: Peer) -> None:
         first, second, third = [await peer.hear() for _ in range(3)]

@@ -264,6 +264,30 @@ async def test_what_cannot_be_done_is_answered_and_the_connection_goes_on(
     assert warnings(caplog) == []
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
+async def test_the_answer_has_the_dtype_of_the_question(
+    tiny_model: Path, here: LocalStage, dtype: str
+) -> None:
+    sent = to_wire(states(6), dtype)
+    sent = WireTensor(dtype, sent.shape, bytearray(sent.data))
+    expected = await run(here, 0, 0, from_wire(sent).float())
+    async with serving(tiny_model, "porch", SPAN) as node, raw(node, HELLO) as master:
+        result = await ask(master, forward((7, 0, 6), hidden=sent))
+    assert isinstance(result, Result)
+    assert (result.hidden.dtype, result.hidden.shape) == (dtype, (6, 64))
+    assert bytes(result.hidden.data) == bytes(to_wire(expected, dtype).data)
+
+
+async def test_int8_that_names_channels_beyond_the_row(tiny_model: Path) -> None:
+    sent = to_wire(states(1), "int8")
+    sent = WireTensor("int8", sent.shape, bytearray(b"\xff" * len(sent.data)))
+    async with serving(tiny_model, "porch", SPAN) as node, raw(node, HELLO) as master:
+        assert await ask(master, forward((7, 0, 1), hidden=sent)) == Failed(
+            5, "a tensor names channels beyond its 64"
+        )
+        assert isinstance(await ask(master, forward((7, 0, 1))), Result)
+
+
 async def test_what_torch_raises_is_answered(tiny_model: Path, monkeypatch, caplog) -> None:
     async def out_of_memory(self: LocalStage, *_: object) -> None:
         raise torch.OutOfMemoryError("tried to allocate\n  8 GiB")

@@ -10,9 +10,11 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from cake.errors import ProtocolError
+from cake.protocol.int8_layout import Int8Layout
 
 VERSION = 2
 ITEM_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+WIRE_DTYPES = (*ITEM_SIZES, "int8")
 
 # Another version may add fields to these: who it is must be understood before it is refused.
 GREETINGS = ("hello", "welcome")
@@ -29,9 +31,12 @@ class WireTensor:
     data: Buffer
 
     def __post_init__(self) -> None:
-        if self.dtype not in ITEM_SIZES:
+        if self.dtype not in WIRE_DTYPES:
             raise ProtocolError(f"tensor dtype {_short(self.dtype)} is unknown")
-        expected = math.prod(self.shape) * ITEM_SIZES[self.dtype]
+        if self.dtype == "int8":
+            expected = Int8Layout.of(self.shape).n_bytes
+        else:
+            expected = math.prod(self.shape) * ITEM_SIZES[self.dtype]
         if expected != len(self.data):
             raise ProtocolError(
                 f"a {self.dtype} tensor of {_short(list(self.shape))} takes {_short(expected)} bytes, "
