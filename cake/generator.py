@@ -13,6 +13,7 @@ from cake.errors import CakeError, PromptTooLongError
 from cake.model.sampling import Sampler, SamplingParams
 from cake.model.tokenizer import Detokenizer, Tokenizer
 from cake.pipeline import Pipeline
+from cake.pool import SessionPool
 from cake.scheduler import FEW_TOKENS, OnProgress, Scheduler
 from cake.session import Session
 from cake.speculation import Proposer, Speculation
@@ -57,6 +58,7 @@ class Generator:
     ) -> None:
         self.pipeline, self.tokenizer = pipeline, tokenizer
         self._stop_ids, self._scheduler = stop_ids, Scheduler(pipeline, prompt_chunk)
+        self.sessions = SessionPool(self.close_session)
         self._new_proposer = new_proposer
         self._speculations: dict[int, Speculation] = {}  # by the session's number
 
@@ -70,6 +72,19 @@ class Generator:
     def check(self, prompt: Sequence[int]) -> None:
         """Raise `CakeError` unless the prompt is one that this pipeline can answer."""
         check_prompt(prompt, self.pipeline.context, self.pipeline.config.vocab_size)
+
+    async def answer(
+        self,
+        prompt: Sequence[int],
+        sampling: SamplingParams,
+        max_tokens: int,
+        on_progress: OnProgress = _nobody,
+    ) -> AsyncIterator[Piece]:
+        """As `generate`, when it is this request's turn, and in a session that is kept for others."""
+        self.check(prompt)
+        async with self.sessions.session_for(prompt) as session:
+            async for piece in self.generate(session, prompt, sampling, max_tokens, on_progress):
+                yield piece
 
     async def generate(
         self,

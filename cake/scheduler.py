@@ -61,6 +61,7 @@ class Job:
     chunk: int
     sent: int  # tokens of the session that are held or on their way
     done: "asyncio.Future[Any]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    source: int | None = None  # the session to copy before the first part
     attempt: int = 0  # what belongs to an earlier one is of no use any more
     replayed: bool = False
 
@@ -76,8 +77,9 @@ class Job:
             length = self.missing - self.wanted
         if not length:
             return None
+        source, self.source = self.source, None
         self.sent += length
-        return Part(self, self.sent - length, length, self.attempt)
+        return Part(self, self.sent - length, length, self.attempt, source)
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Part:
     position: int
     length: int
     attempt: int
+    source: int | None
 
     @property
     def ids(self) -> list[int]:
@@ -97,7 +100,7 @@ class Part:
     @property
     def segment(self) -> Segment:
         """As the stages call it."""
-        return Segment(self.job.session.number, self.position, self.length)
+        return Segment(self.job.session.number, self.position, self.length, self.source)
 
     @property
     def stale(self) -> bool:
@@ -138,7 +141,7 @@ class Scheduler:
         """
         chunk = self._chunk or chunk_tokens(len(session.ids) - session.held, self._depth)
         chunk = min(max(chunk, wanted), self._pipeline.max_batch_tokens)
-        job = Job(session, choice, wanted, on_progress, chunk, session.held)
+        job = Job(session, choice, wanted, on_progress, chunk, session.held, source=session.source)
         self._queue(job)
         result: T = await job.done
         return result
@@ -250,7 +253,7 @@ class Scheduler:
             end += part.length
             if part.stale:
                 continue
-            part.job.session.held = part.position + part.length
+            part.job.session.held, part.job.session.source = part.position + part.length, None
             if not part.job.replayed:
                 part.job.on_progress(part.length)
             if part.last:
@@ -279,9 +282,9 @@ class Scheduler:
                 if job.replayed:
                     job.done.set_exception(error)
                     continue
-                job.replayed, job.session.held = True, 0
+                job.replayed, job.session.held, job.session.source = True, 0, None
             job.attempt += 1
-            job.sent = job.session.held
+            job.sent, job.source = job.session.held, job.session.source
             if job in self._prompts:
                 self._prompts.remove(job)
             self._queue(job)
