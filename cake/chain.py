@@ -15,7 +15,7 @@ from cake.model.batch import Batch, Segment
 from cake.protocol.messages import Forward, Hop, Result, StageReport, WireSegment
 from cake.protocol.tensors import NAMES, from_wire, to_wire
 from cake.remote import NUMBERS, RemoteStage, number_of
-from cake.stage import Computed
+from cake.stage import Computed, Span
 from cake.wire_dtype import Trip, WireDtype
 
 log = logging.getLogger(__name__)
@@ -76,10 +76,10 @@ class Chain:
         following = [*(report.n_bytes for report in reports[1:]), n_bytes]
         for stage, report, n_received in zip(self.stages, reports, following, strict=True):
             stats = stage.stats
-            stats.tokens += n_tokens
+            started_s = report.started_s + stage.worker.clock_offset
+            stats.computed(Span(started_s, report.compute_s, n_tokens))
             stats.bytes_sent += report.n_bytes
             stats.bytes_received += n_received
-            stats.compute_s += report.compute_s
             stats.network_s += network_s / len(reports)
         return network_s
 

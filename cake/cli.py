@@ -209,6 +209,11 @@ POSITIVE = click.IntRange(min=1)
     type=click.IntRange(min=2),
     help="Most tokens a session may hold.  [default: the model's, at most 8192]",
 )
+@click.option(
+    "--trace",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write which stage worked when to this file, for ui.perfetto.dev or chrome://tracing.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the streamed text.")
 @DEBUG
 @click.version_option(__version__, prog_name="cake")
@@ -266,6 +271,7 @@ def _master_options(compute: ComputeOptions, options: dict[str, Any]) -> MasterO
         draft_model=options["draft_model"],
         as_json=options["as_json"],
         wire_dtype=options["wire_dtype"],
+        trace=options["trace"],
     )
 
 

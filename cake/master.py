@@ -22,6 +22,7 @@ from cake.report import Answer, as_json, closing_lines, topology_table
 from cake.session import Session
 from cake.speculation import NGrams, Proposer
 from cake.topology import Topology, load_topology
+from cake.trace import check_writable, start_tracing, write_trace
 from cake.weights.checkpoint import Checkpoint, block_of, bundled_topology, open_checkpoint
 
 
@@ -39,7 +40,12 @@ async def _run(master: "Master") -> None:
     prompt = [] if chat else master.encode(master.options.prompt)
     if not chat:
         master.check(prompt)  # before anything is loaded for it
+    trace = master.options.trace
+    if trace:
+        check_writable(trace)
     generator = await master.open(Patience())
+    if trace:
+        start_tracing(generator.pipeline.stages)
     try:
         if chat:
             from cake.chat import run_chat
@@ -49,6 +55,8 @@ async def _run(master: "Master") -> None:
             await master.answer_once(generator, prompt)
     finally:
         await generator.pipeline.close()
+        if trace:
+            write_trace(generator.pipeline.stages, trace)
 
 
 def wanted_by_master(topology: Topology) -> Callable[[str], bool]:

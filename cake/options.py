@@ -45,6 +45,7 @@ class MasterOptions:
     draft_model: str | None
     as_json: bool
     wire_dtype: str | None
+    trace: Path | None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ a prefix, continuing a chat and recovering are all this one rule. A stage that h
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -27,9 +28,20 @@ from cake.protocol.messages import WireTensor
 from cake.protocol.tensors import NAMES, from_wire, to_wire
 
 
+class Span(NamedTuple):
+    """A batch that a stage computed; `started_s` is on the clock of this process."""
+
+    started_s: float
+    compute_s: float
+    n_tokens: int
+
+
 @dataclass
 class StageStats:
-    """What a stage did since it was opened. `network_s` is waiting that was not computing."""
+    """What a stage did since it was opened. `network_s` is waiting that was not computing.
+
+    Where there are `spans`, each batch is kept in them.
+    """
 
     messages: int = 0
     tokens: int = 0
@@ -37,6 +49,14 @@ class StageStats:
     bytes_received: int = 0
     compute_s: float = 0.0
     network_s: float = 0.0
+    spans: deque[Span] | None = None
+
+    def computed(self, span: Span) -> None:
+        """Count a batch."""
+        self.tokens += span.n_tokens
+        self.compute_s += span.compute_s
+        if self.spans is not None:
+            self.spans.append(span)
 
 
 class Computed(NamedTuple):
@@ -168,9 +188,8 @@ class LocalStage:
             cache.length = segment.position + segment.length
         self._thread.synchronize()
         self.stats.messages += 1
-        self.stats.tokens += n_tokens
         compute_s = time.perf_counter() - started
-        self.stats.compute_s += compute_s
+        self.stats.computed(Span(started, compute_s, n_tokens))
         return Computed(hidden.to(batch.hidden.device, batch.hidden.dtype), compute_s, started)
 
     def _run(self, hidden: Tensor, segments: Sequence[Segment], caches: Sequence[SessionCache]) -> Tensor:

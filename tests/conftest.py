@@ -3,9 +3,11 @@
 import asyncio
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -48,6 +50,14 @@ TINY = {
     "max_position_embeddings": 2048,
     "initializer_range": 0.2,  # far from a fresh model's near-zero logits, whose ties rounding would break
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Temporary files of this run alone: other Cake processes leave notes among them, and heed them."""
+    folder = tempfile.mkdtemp(prefix="cake-tests-")
+    os.environ["TMPDIR"] = os.environ["TEMP"] = folder
+    tempfile.tempdir = None  # as it was before it was asked for
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def make_tiny_llama(folder: Path, seed: int = 0, shard_size: str = "5GB", **changes: Any) -> Path:
