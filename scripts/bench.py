@@ -68,7 +68,12 @@ class Lengths:
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: as cake-cli]")
 @click.option("--quantize", type=click.Choice(["none", "int8", "int4"]), default="none", show_default=True)
 @click.option("--round-trips", type=click.IntRange(min=1), default=2000, show_default=True)
-@click.option("--quality", "with_quality", is_flag=True, help="Add what int8 and int4 cost in quality.")
+@click.option(
+    "--quality",
+    "with_quality",
+    is_flag=True,
+    help="Add what fewer bits cost in quality, of weights and on the wire.",
+)
 @click.option(
     "--quality-tokens", type=click.IntRange(min=512), default=8192, show_default=True, help="Tokens scored."
 )

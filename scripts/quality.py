@@ -1,4 +1,7 @@
-"""What quantization costs in quality: every mode beside float32, over the standard library's documentation.
+"""What fewer bits cost in quality: every mode beside float32, over the standard library's documentation.
+
+A mode is a way to keep weights or, with the blocks split between two workers, one in which hidden states
+travel: from the master to each worker and back, in that dtype each time.
 
 `bench.py --quality` calls this. The text, the docstrings of some modules of the Python that runs, is cut
 into windows of at most 512 tokens, each a session of its own; the first 64 of a window (taken from the
@@ -11,7 +14,7 @@ import contextlib
 import platform
 import sysconfig
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +24,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cake.device import DeviceThread
-from cake.model.batch import Segment
+from cake.model.batch import Batch, Segment
 from cake.model.linear import Placement, Quantization
+from cake.model.llama import load_ends
 from cake.model.tokenizer import Tokenizer
 from cake.pipeline import Pipeline, open_pipeline
+from cake.protocol.tensors import from_wire, to_wire
 from cake.remote import Patience
+from cake.stage import Computed, LocalStage
 from cake.text import columns
 from cake.topology import Topology
 from cake.weights.checkpoint import Checkpoint
 from cake.weights.demo_model import NAME, cache_directory
 
 MODES: tuple[Quantization, ...] = ("none", "int8", "int4")
+WIRE = {f"{dtype} on the wire": dtype for dtype in ("bfloat16", "float16", "int8")}
 WINDOW, CONTEXT, ONE_BY_ONE = 512, 64, 256
 ROWS = 64  # positions whose distributions are held at once
 MODULES = """
@@ -46,7 +53,7 @@ ONCE_INT4 = "the demo model's weights were 4-bit once (Q4_1), which flatters int
 class Quality:
     """How far a mode's predictions are from the float32 ones, on average over so many tokens."""
 
-    mode: Quantization
+    mode: str
     run_as: str
     tokens: int
     kl_nats: float
@@ -72,17 +79,19 @@ async def measure_quality(checkpoint: Checkpoint, n_tokens: int, threads: int) -
     """Score `n_tokens` tokens in every mode, all of them open side by side."""
     todo = windows(Tokenizer(checkpoint.folder), n_tokens, min(WINDOW, checkpoint.config.context))
     few = Window(todo[0].ids[: todo[0].context + ONE_BY_ONE], todo[0].targets[:ONE_BY_ONE])
-    total = len(MODES) * (sum(len(window.ids) for window in todo) + len(few.ids))
+    total = len(MODES) * len(few.ids) + len([*MODES, *WIRE]) * sum(len(window.ids) for window in todo)
     async with contextlib.AsyncExitStack() as stack:
-        pipelines = {}
-        for mode in MODES:
+        pipelines = await open_halves(checkpoint, threads)
+        stack.push_async_callback(pipelines["none"].close)
+        for mode in MODES[1:]:
             pipelines[mode] = await open_local(checkpoint, mode, threads)
             stack.push_async_callback(pipelines[mode].close)
         bar: tqdm[Any]
         with tqdm(total=total, desc="quality", unit="token", delay=2, leave=False) as bar:
             prompts = [await score(pipelines, window, bar) for window in todo]
-            singles = await score(pipelines, few, bar, one_by_one=True)
-    as_prompt = {mode: torch.cat([scores[mode] for scores in prompts]) for mode in MODES}
+            alone = {mode: pipelines[mode] for mode in MODES}
+            singles = await score(alone, few, bar, one_by_one=True)
+    as_prompt = {mode: torch.cat([scores[mode] for scores in prompts]) for mode in pipelines}
     flattered = checkpoint.name == NAME and cache_directory().resolve() in checkpoint.folder.resolve().parents
     figures = []
     for mode in MODES:
@@ -92,6 +101,7 @@ async def measure_quality(checkpoint: Checkpoint, n_tokens: int, threads: int) -
             summary(mode, f"prompt, first {ONE_BY_ONE}", as_prompt[mode][:ONE_BY_ONE]),
             summary(mode, "one by one, the same", singles[mode]),
         ]
+    figures += [summary(mode, "prompt", as_prompt[mode]) for mode in WIRE]
     return {
         "text": f"docstrings of Python {platform.python_version()}'s standard library",
         "window": WINDOW,
@@ -102,10 +112,52 @@ async def measure_quality(checkpoint: Checkpoint, n_tokens: int, threads: int) -
     }
 
 
-async def open_local(checkpoint: Checkpoint, mode: Quantization, threads: int) -> Pipeline:
-    """The whole model on this CPU, in float32 but for its weights."""
+def on_cpu(checkpoint: Checkpoint, mode: Quantization, threads: int) -> tuple[DeviceThread, int]:
+    """This CPU, in float32 but for the weights, and the context of a session."""
     thread = DeviceThread(Placement(torch.device("cpu"), torch.float32, mode), threads)
-    context = min(WINDOW, checkpoint.config.context)
+    return thread, min(WINDOW, checkpoint.config.context)
+
+
+class Travelling:
+    """A stage whose hidden states come and go as a worker's do, in one of the wire's dtypes."""
+
+    def __init__(self, stage: LocalStage, dtype: str) -> None:
+        self._stage, self._dtype = stage, dtype
+        self.node, self.blocks, self.device, self.dtype = stage.node, stage.blocks, stage.device, stage.dtype
+        self.weights, self.stats, self.forget = stage.weights, stage.stats, stage.forget
+
+    async def forward(self, batch: Batch) -> Computed:
+        """Through the wire's encoding, the blocks, and the encoding again."""
+        hidden, compute_s = await self._stage.forward(Batch(self._travel(batch.hidden), batch.segments))
+        return Computed(self._travel(hidden), compute_s)
+
+    def _travel(self, hidden: Tensor) -> Tensor:
+        wire = to_wire(hidden, self._dtype)
+        return from_wire(replace(wire, data=bytearray(wire.data))).to(hidden.dtype)
+
+
+async def open_halves(checkpoint: Checkpoint, threads: int) -> dict[str, Pipeline]:
+    """The model in two halves, `none` as one machine runs it, and for each of `WIRE`; all share the weights.
+
+    They share sessions too: a window begins at position 0, so that it finds nothing of another pipeline's.
+    """
+    thread, context = on_cpu(checkpoint, "none", threads)
+    config, middle = checkpoint.config, checkpoint.config.n_blocks // 2
+    stages = []
+    for span in (range(middle), range(middle, config.n_blocks)):
+        stages.append(LocalStage("half", span, config, context, thread))
+        await thread.run(stages[-1].load, checkpoint)
+    ends = await thread.run(load_ends, checkpoint, config, thread.placement)
+    pipelines = {"none": Pipeline(config, stages, *ends, thread, context)}
+    for mode, dtype in WIRE.items():
+        over = [Travelling(stage, dtype) for stage in stages]
+        pipelines[mode] = Pipeline(config, over, *ends, thread, context)
+    return pipelines
+
+
+async def open_local(checkpoint: Checkpoint, mode: Quantization, threads: int) -> Pipeline:
+    """The whole model in one piece."""
+    thread, context = on_cpu(checkpoint, mode, threads)
     return await open_pipeline(checkpoint, Topology({}), thread, context, Patience())
 
 
@@ -151,8 +203,8 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 async def score(
-    pipelines: Mapping[Quantization, Pipeline], window: Window, bar: "tqdm[Any]", one_by_one: bool = False
-) -> dict[Quantization, Tensor]:
+    pipelines: Mapping[str, Pipeline], window: Window, bar: "tqdm[Any]", one_by_one: bool = False
+) -> dict[str, Tensor]:
     """Scores of a window in every mode; the reference is `none` as a prompt, whatever the modes run as."""
     reference = await run(pipelines["none"], window, False)
     hidden = {}
@@ -160,7 +212,7 @@ async def score(
         same = mode == "none" and not one_by_one
         hidden[mode] = reference if same else await run(pipeline, window, one_by_one)
         bar.update(len(window.ids))
-    found: dict[Quantization, list[Tensor]] = {mode: [] for mode in pipelines}
+    found: dict[str, list[Tensor]] = {mode: [] for mode in pipelines}
     for start in range(0, len(window.targets), ROWS):
         rows = slice(start, start + ROWS)
         expected = await log_probabilities(pipelines["none"], reference[rows], False)
@@ -201,7 +253,7 @@ def compare(expected: Tensor, got: Tensor, targets: Tensor) -> Tensor:
     return torch.stack([divergence, *surprises, same_top.double()], 1)
 
 
-def summary(mode: Quantization, run_as: str, scores: Tensor, note: str = "") -> Quality:
+def summary(mode: str, run_as: str, scores: Tensor, note: str = "") -> Quality:
     """Averages of scores."""
     divergence, expected, got, same_top = scores.mean(0).tolist()
     worse = torch.tensor(got - expected, dtype=torch.float64).expm1().item()
