@@ -22,6 +22,7 @@ from cluster import running_workers
 from peer import check_python, running_llama_cpp
 from quality import measure_quality, quality_lines
 from round_trip import HIDDEN_SIZE, echo_worker, measure_round_trips
+from scenarios import SCENARIOS, Bench, run_scenarios, scenario_lines
 
 from cake.device import DeviceThread, available_cores, choose_dtype
 from cake.generator import Generator
@@ -83,6 +84,13 @@ class Lengths:
     type=click.Path(exists=True, dir_okay=False),
     help="A Python that has llama-cpp-python.  [default: this one]",
 )
+@click.option(
+    "--scenario",
+    "names",
+    type=click.Choice([*SCENARIOS, "all"]),
+    multiple=True,
+    help="Run these instead: many requests, long prompts, slow links.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def bench(
     model: str | None,
@@ -96,6 +104,7 @@ def bench(
     quality_tokens: int,
     with_llama_cpp: bool,
     llama_python: str | None,
+    names: tuple[str, ...],
     as_json: bool,
     **lengths: int,
 ) -> None:
@@ -105,12 +114,18 @@ def bench(
     if peer_python:
         check_python(peer_python)
     torch.set_num_threads(1)
-    with echo_worker() as port:
-        round_trip = asyncio.run(measure_round_trips(port, round_trips))
     checkpoint = open_checkpoint(model, lambda _: True)
     local_threads = threads or available_cores()
     cpu = torch.device("cpu")
     placement = Placement(cpu, choose_dtype(dtype, checkpoint.config.dtype, cpu), quantize)
+    if names:
+        chosen = list(SCENARIOS) if "all" in names else names
+        outcomes = run_scenarios(chosen, Bench(checkpoint, placement, sizes.runs))
+        as_text = "\n".join(scenario_lines(outcomes))
+        click.echo(json.dumps([asdict(outcome) for outcome in outcomes]) if as_json else as_text)
+        return
+    with echo_worker() as port:
+        round_trip = asyncio.run(measure_round_trips(port, round_trips))
     local, peer = measure_here(checkpoint, placement, local_threads, sizes, peer_python)
     speeds = [local]
     if workers:

@@ -1,4 +1,4 @@
-"""What many requests, long prompts and slow links cost: the scenarios of `bench.py --scenarios`.
+"""What many requests, long prompts and slow links cost: the scenarios of `bench.py --scenario`.
 
 Workers are real processes with one thread each; the master computes with one. Where two set-ups are
 compared their runs take turns, and the ratio of medians counts.
@@ -24,6 +24,7 @@ from cake.model.tokenizer import Tokenizer
 from cake.pipeline import open_pipeline
 from cake.remote import Patience
 from cake.session import Session
+from cake.text import columns
 from cake.topology import Node, Topology
 from cake.weights.checkpoint import Checkpoint
 
@@ -231,33 +232,32 @@ async def overhead(bench: Bench, n: int = 200) -> Outcome:
     return Outcome("loopback, per stage and token", f"{median:.0f} µs beyond computing", median, 300, True)
 
 
-async def run_scenarios(checkpoint: Checkpoint, placement: Placement, runs: int) -> list[Outcome]:
-    """All of them, one after another."""
-    bench = Bench(checkpoint, placement, runs)
-    return [
-        await prompt_over_two(bench),
-        await eight_requests(bench, 5.0 if placement.quantize == "none" else 6.0),
-        await beside_a_long_prompt(bench),
-        await behind_slow_links(bench),
-        await second_turn(bench),
-        await overhead(bench),
-    ]
+async def eight(bench: Bench) -> Outcome:
+    """As much as reading weights once for several rows allows."""
+    return await eight_requests(bench, 5.0 if bench.placement.quantize == "none" else 6.0)
 
 
-if __name__ == "__main__":
-    import sys
+SCENARIOS: dict[str, Callable[[Bench], Awaitable[Outcome]]] = {
+    "prompt": prompt_over_two,
+    "requests": eight,
+    "beside": beside_a_long_prompt,
+    "links": behind_slow_links,
+    "turn": second_turn,
+    "overhead": overhead,
+}
 
-    from cake.weights.checkpoint import open_checkpoint
 
-    names = sys.argv[4:]
-    model = None if sys.argv[1] == "demo" else sys.argv[1]
-    quick = Bench(
-        open_checkpoint(model, lambda _: True),
-        Placement(torch.device("cpu"), torch.float32, sys.argv[2]),
-        int(sys.argv[3]),
-    )
-    torch.set_num_threads(1)
-    for name in names:
-        function = globals()[name]
-        args = (5.0,) if name == "eight_requests" else ()
-        print(asyncio.run(function(quick, *args)), flush=True)
+def run_scenarios(names: Sequence[str], bench: Bench) -> list[Outcome]:
+    """Those that are named, one after another."""
+    return [asyncio.run(SCENARIOS[name](bench)) for name in names]
+
+
+def scenario_lines(outcomes: Sequence[Outcome]) -> list[str]:
+    """A table for a person."""
+    rows = [["scenario", "measured", "figure", "bar", ""]]
+    for outcome in outcomes:
+        sign = "≤" if outcome.at_most else "≥"
+        bar = f"{sign} {outcome.bar:.3g}"
+        verdict = "holds" if outcome.holds else "falls short"
+        rows.append([outcome.name, outcome.measured, f"{outcome.figure:.3g}", bar, verdict])
+    return columns(rows)
