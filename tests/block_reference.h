@@ -99,18 +99,35 @@ static double rounded_to(int64_t bits, double x)
 
 /* `kept` is what the four matrices keep; `cache` that of this block alone, [2, n_kv_heads, capacity,
    head_dim]; cosines and sines those of every position. */
-static void block_for(const struct block *b, double *const kept[4], double *x, const float *cos, const float *sin,
-                      double *cache, const struct segment *s, int64_t position)
+
+/* Queries, keys and values of a token, turned by its position. */
+static double *qkv_for(const struct block *b, double *const kept[4], const double *x, const float *cos,
+                       const float *sin, int64_t position)
 {
-    const int64_t capacity = s->capacity;
-    const int64_t hidden = b->output->rows, dim = b->head_dim, inner = b->gate_up->rows / 2;
-    double *qkv = doubles(b->qkv->rows), *mixed = doubles(b->n_heads * dim), *gate_up = doubles(2 * inner);
+    const int64_t hidden = b->output->rows, dim = b->head_dim;
+    double *qkv = doubles(b->qkv->rows);
     multiply(b->qkv, kept[0], normalized(x, b->attention_norm, b->eps, hidden), hidden, qkv, 0);
     for (int64_t head = 0; head < b->n_heads + b->n_kv_heads; head++)
         rotate(qkv + head * dim, cos + position * dim, sin + position * dim, dim);
+    return qkv;
+}
+
+static void remember(const struct block *b, const double *qkv, double *cache, const struct segment *s,
+                     int64_t position)
+{
+    const int64_t dim = b->head_dim;
     for (int64_t i = 0; i < 2 * b->n_kv_heads; i++) /* keys, then values */
         for (int64_t d = 0; d < dim; d++)
-            cache[(i * capacity + position) * dim + d] = rounded_to(s->bits, qkv[(b->n_heads + i) * dim + d]);
+            cache[(i * s->capacity + position) * dim + d] = rounded_to(s->bits, qkv[(b->n_heads + i) * dim + d]);
+}
+
+static void block_for(const struct block *b, double *const kept[4], double *x, const float *cos, const float *sin,
+                      const double *cache, const struct segment *s, int64_t position)
+{
+    const int64_t capacity = s->capacity;
+    const int64_t hidden = b->output->rows, dim = b->head_dim, inner = b->gate_up->rows / 2;
+    const double *qkv = qkv_for(b, kept, x, cos, sin, position);
+    double *mixed = doubles(b->n_heads * dim), *gate_up = doubles(2 * inner);
     for (int64_t head = 0; head < b->n_heads; head++) {
         const double *keys = cache + head / (b->n_heads / b->n_kv_heads) * capacity * dim;
         attend(qkv + head * dim, keys, keys + b->n_kv_heads * capacity * dim, position + 1, dim, mixed + head * dim);
@@ -122,18 +139,19 @@ static void block_for(const struct block *b, double *const kept[4], double *x, c
     multiply(b->down, kept[3], gate_up, inner, x, 1);
 }
 
-/* Whether `n` numbers lie as near to those of float64 as float32 brings them, or, where activations are
-   rounded, as a few of them that fall to the other side of an edge leave them. */
-static int near(const char *what, const struct block *b, int64_t cache_bits, const float *found,
-                const double *expected, int64_t n)
+static double distance(const float *found, const double *expected, int64_t n)
 {
     double apart = 0, size = 0;
     for (int64_t i = 0; i < n; i++) {
         apart += (found[i] - expected[i]) * (found[i] - expected[i]);
         size += expected[i] * expected[i];
     }
-    const double distance = sqrt(apart / size);
-    const double allowed = b->qkv->bits < 16 ? 2e-2 : cache_bits == 16 ? 5e-4 : 5e-6;
+    return sqrt(apart / size);
+}
+
+/* Whether numbers lie as near to those of float64 as is allowed. */
+static int near(const char *what, const struct block *b, int64_t cache_bits, double distance, double allowed)
+{
     if (distance <= allowed)
         return 1;
     printf("%s of a block of bits %d, %d with %d, %d heads of %d: %g apart\n", what, (int)b->qkv->bits,
@@ -188,23 +206,35 @@ static int block_agrees(int bits, int64_t cache_bits, int64_t n_heads, int64_t n
         expected[i] = x[i];
     if (!cake_block(&b, 1, x, TOKENS, cos, sin, segments, SESSIONS, 1))
         return 0;
+    const int quantized = bits < 16;
+    const double in_cache = quantized ? 5e-3 : cache_bits == 16 ? 5e-4 : 5e-6;
     for (int s = 0; s < SESSIONS; s++) {
         const struct segment *of = segments + s;
         const int64_t half = 2 * n_kv_heads * of->capacity * dim;
-        for (int64_t i = 0, t = of->first_row; i < of->length; i++, t++)
-            block_for(&b, kept, expected + t * hidden, cos, sin, caches[s], of, of->position + i);
+        for (int64_t i = 0, t = of->first_row; i < of->length; i++, t++) {
+            const int64_t position = of->position + i;
+            remember(&b, qkv_for(&b, kept, expected + t * hidden, cos, sin, position), caches[s], of, position);
+        }
         for (int64_t i = 0; i < 2 * n_kv_heads; i++) {
             const int64_t at = i * of->capacity * dim, seen = (of->position + of->length) * dim;
             float *found = memory((size_t)seen * sizeof *found);
             for (int64_t j = 0; j < seen; j++)
                 found[j] = cache_at(of, half + at + j);
-            if (!near("cache", &b, cache_bits, found, caches[s] + at, seen))
+            if (!near("cache", &b, cache_bits, distance(found, caches[s] + at, seen), in_cache))
                 return 0;
+            for (int64_t j = 0; j < seen; j++) /* a number on the edge of two may fall to either in the cache */
+                caches[s][at + j] = found[j];
         }
+        for (int64_t i = 0, t = of->first_row; i < of->length; i++, t++)
+            block_for(&b, kept, expected + t * hidden, cos, sin, caches[s], of, of->position + i);
     }
-    for (int64_t t = 0; t < TOKENS; t++)
-        if (!near("token", &b, cache_bits, x + t * hidden, expected + t * hidden, hidden))
+    int far = 0; /* tokens of which an activation fell to the other side of an edge where it is rounded to int8 */
+    for (int64_t t = 0; t < TOKENS; t++) {
+        const double apart = distance(x + t * hidden, expected + t * hidden, hidden);
+        far += apart > 5e-3;
+        if (!near("token", &b, cache_bits, apart, !quantized ? 5e-6 : far > 1 ? 5e-3 : 2e-2))
             return 0;
+    }
     blocks++;
     return 1;
 }
