@@ -10,11 +10,12 @@ from typing import Literal
 from torch import Tensor
 
 from cake.errors import CakeError, PromptTooLongError
+from cake.job import OnProgress
 from cake.model.sampling import Sampler, SamplingParams
 from cake.model.tokenizer import Detokenizer, Tokenizer
 from cake.pipeline import Pipeline
 from cake.pool import SessionPool
-from cake.scheduler import FEW_TOKENS, OnProgress, Scheduler
+from cake.scheduler import FEW_TOKENS, Scheduler
 from cake.session import Session
 from cake.speculation import Proposer, Speculation
 

@@ -12,17 +12,16 @@ Knows nothing of text, and of sampling only as a function that it calls.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
 from cake.errors import SessionLostError
+from cake.job import Job, OnProgress, Part, choices
 from cake.model.batch import Segment
 from cake.session import Session
 
 T = TypeVar("T")
-OnProgress = Callable[[int], object]
 
 LARGEST_CHUNK, SMALLEST_CHUNK = 512, 64
 CHUNKS_PER_STAGE = 8  # filling and emptying the pipeline then takes an eighth of a prompt's time
@@ -48,69 +47,6 @@ def chunk_tokens(n_tokens: int, n_stages: int) -> int:
         return LARGEST_CHUNK
     share = -(-n_tokens // (CHUNKS_PER_STAGE * n_stages * 32)) * 32
     return min(max(share, SMALLEST_CHUNK), LARGEST_CHUNK)
-
-
-@dataclass(eq=False)
-class Job:
-    """The tokens that the stages lack of a session, and what to make of the last logits."""
-
-    session: Session
-    choice: Callable[[Tensor], Any]  # of logits `[wanted, vocab_size]`
-    wanted: int
-    on_progress: OnProgress
-    chunk: int
-    sent: int  # tokens of the session that are held or on their way
-    done: "asyncio.Future[Any]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    source: int | None = None  # the session to copy before the first part
-    attempt: int = 0  # what belongs to an earlier one is of no use any more
-    replayed: bool = False
-
-    @property
-    def missing(self) -> int:
-        """Tokens that are still to be sent."""
-        return len(self.session.ids) - self.sent
-
-    def take(self, most: int) -> "Part | None":
-        """The next at most `most` tokens; the last part has all rows whose logits are wanted."""
-        length = min(self.missing, most)
-        if 0 < self.missing - length < self.wanted:
-            length = self.missing - self.wanted
-        if not length:
-            return None
-        source, self.source = self.source, None
-        self.sent += length
-        return Part(self, self.sent - length, length, self.attempt, source)
-
-
-@dataclass(frozen=True)
-class Part:
-    """A job's tokens in a batch: `length` of them from `position` on."""
-
-    job: Job
-    position: int
-    length: int
-    attempt: int
-    source: int | None
-
-    @property
-    def ids(self) -> list[int]:
-        """Its tokens."""
-        return self.job.session.ids[self.position : self.position + self.length]
-
-    @property
-    def segment(self) -> Segment:
-        """As the stages call it."""
-        return Segment(self.job.session.number, self.position, self.length, self.source)
-
-    @property
-    def stale(self) -> bool:
-        """Whether nobody waits for its result: the job is over, or was begun again."""
-        return self.job.done.done() or self.attempt != self.job.attempt
-
-    @property
-    def last(self) -> bool:
-        """Whether the job's tokens end with it."""
-        return self.position + self.length == len(self.job.session.ids)
 
 
 class Scheduler:
@@ -262,7 +198,7 @@ class Scheduler:
         if not jobs:
             return
         for job, (result, error) in zip(
-            jobs, await self._pipeline.choose(hidden[rows], _choices(jobs)), strict=True
+            jobs, await self._pipeline.choose(hidden[rows], choices(jobs)), strict=True
         ):
             if job.done.done():
                 continue
@@ -288,20 +224,3 @@ class Scheduler:
             if job in self._prompts:
                 self._prompts.remove(job)
             self._queue(job)
-
-
-def _choices(jobs: Sequence[Job]) -> Callable[[Tensor], list[tuple[Any, Exception | None]]]:
-    """What each job makes of its logits, or how it failed: one's failure is not the others'."""
-
-    def choose(logits: Tensor) -> list[tuple[Any, Exception | None]]:
-        outcomes: list[tuple[Any, Exception | None]] = []
-        end = 0
-        for job in jobs:
-            end += job.wanted
-            try:
-                outcomes.append((job.choice(logits[end - job.wanted : end]), None))
-            except Exception as error:
-                outcomes.append((None, error))
-        return outcomes
-
-    return choose
