@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,17 @@ async def pipeline_over(folder: Path, *nodes: Node, patience: Patience = PATIENT
         yield pipeline
     finally:
         await pipeline.close()
+
+
+@asynccontextmanager
+async def spread(folder: Path, workers: Sequence[Sequence[range]]) -> AsyncIterator[Pipeline]:
+    """A pipeline over fresh workers with these spans."""
+    async with AsyncExitStack() as stack:
+        nodes = [
+            await stack.enter_async_context(serving(folder, f"w{i}", *spans))
+            for i, spans in enumerate(workers)
+        ]
+        yield await stack.enter_async_context(pipeline_over(folder, *nodes))
 
 
 class NoText:

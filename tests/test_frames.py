@@ -232,7 +232,7 @@ VALUES = st.recursive(
 )
 TENSORS = st.fixed_dictionaries(
     {
-        "dtype": st.sampled_from(["float32", "bfloat16", "float16"]) | VALUES,
+        "dtype": st.sampled_from(["float32", "bfloat16", "float16", "int8"]) | VALUES,
         "shape": st.lists(st.integers(0, 2**64 - 1), max_size=4) | VALUES,
     }
 )

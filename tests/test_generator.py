@@ -1,12 +1,11 @@
 """The generator with somebody who proposes: good or bad, the tokens are the same."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from conftest import GREEDY, NoText, pipeline_over, serving, transformers_ids
+from conftest import GREEDY, NoText, spread, transformers_ids
 
 from cake.draft import DraftModel
 from cake.generator import Generator, Piece
@@ -50,17 +49,6 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 def expected(tiny_model: Path) -> list[list[int]]:
     """What transformers makes of each prompt."""
     return [transformers_ids(tiny_model, prompt, N) for prompt in PROMPTS]
-
-
-@asynccontextmanager
-async def spread(folder: Path, workers: Sequence[Sequence[range]]) -> AsyncIterator[Pipeline]:
-    """A pipeline over fresh workers with these spans."""
-    async with AsyncExitStack() as stack:
-        nodes = [
-            await stack.enter_async_context(serving(folder, f"w{i}", *spans))
-            for i, spans in enumerate(workers)
-        ]
-        yield await stack.enter_async_context(pipeline_over(folder, *nodes))
 
 
 def generator(

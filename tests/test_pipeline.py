@@ -4,8 +4,7 @@ import asyncio
 import logging
 import math
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from conftest import (
     greedy_ids,
     pipeline_over,
     serving,
+    spread,
     transformers_ids,
 )
 
@@ -55,17 +55,6 @@ def expected(tiny_model: Path) -> list[int]:
 
 async def soon(awaitable):
     return await asyncio.wait_for(awaitable, 30)
-
-
-@asynccontextmanager
-async def spread(folder: Path, workers: Sequence[Sequence[range]]) -> AsyncIterator[Pipeline]:
-    """A pipeline over fresh workers with these spans."""
-    async with AsyncExitStack() as stack:
-        nodes = [
-            await stack.enter_async_context(serving(folder, f"w{i}", *spans))
-            for i, spans in enumerate(workers)
-        ]
-        yield await stack.enter_async_context(pipeline_over(folder, *nodes))
 
 
 def generator(pipeline: Pipeline, chunk: int = 512) -> Generator:
