@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cake.device import DeviceThread, choose_context, choose_placement
 from cake.errors import CakeError
-from cake.memory import peak_memory_bytes
+from cake.memory import peak_memory_bytes, release_code_pages
 from cake.net.listener import bind
 from cake.options import WorkerOptions
 from cake.progress import loading_bar
@@ -99,6 +99,7 @@ async def _serve(options: WorkerOptions, node: Node, checkpoint: Checkpoint, lis
 
 
 async def _load(node: Node, checkpoint: Checkpoint, context: int, thread: DeviceThread) -> list[LocalStage]:
+    release_code_pages()  # a small span weighs less than what importing torch has left
     stages = [LocalStage(node.name, span, checkpoint.config, context, thread) for span in node.spans]
     total = sum(checkpoint.bytes_of(block) for span in node.spans for block in span)
     with loading_bar(total) as bar:

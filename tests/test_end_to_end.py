@@ -62,7 +62,9 @@ def until_stop(ids: list[int]) -> list[int]:
     return ids[: ids.index(2) + 1] if 2 in ids else ids
 
 
-def start_workers(start: Start, folder: Path, *spans: str, quantize: str = "none") -> Cluster:
+def start_workers(
+    start: Start, folder: Path, *spans: str, quantize: str = "none", dtype: str = "float32"
+) -> Cluster:
     """Real workers on free ports."""
     path = folder / "topology.yml"
 
@@ -74,7 +76,7 @@ def start_workers(start: Start, folder: Path, *spans: str, quantize: str = "none
         path.write_text(json.dumps(nodes))  # JSON is YAML
 
     write(["127.0.0.1:1"] * len(spans))
-    arguments = ("--mode", "worker", "--topology", path, "--address", "127.0.0.1:0", "--dtype", "float32")
+    arguments = ("--mode", "worker", "--topology", path, "--address", "127.0.0.1:0", "--dtype", dtype)
     arguments = (*arguments, "--quantize", quantize)
     workers = [start(*arguments, "--name", f"worker{i}") for i in range(len(spans))]
     write([worker.wait_for(r" at (127\.0\.0\.1:\d+),")[1] for worker in workers])
@@ -291,25 +293,25 @@ def test_a_worker_that_dies_ends_the_master_in_one_line(processes: Start, tmp_pa
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc")
-@pytest.mark.parametrize("blocks", ["0-29", "10-19"])
+@pytest.mark.parametrize(("blocks", "dtype"), [("0-29", "float32"), ("10-19", "bfloat16"), ("3", "bfloat16")])
 def test_a_workers_memory_is_its_span_and_torch(
-    processes: Start, demo_model: Path, tmp_path: Path, blocks: str
+    processes: Start, demo_model: Path, tmp_path: Path, blocks: str, dtype: str
 ) -> None:
-    topology, (worker,) = start_workers(processes, tmp_path, blocks)
-    assert processes("--topology", topology, "-n", 8, "--temperature", "0").finish()[0] == 0
+    topology, (worker,) = start_workers(processes, tmp_path, blocks, dtype=dtype)
+    prompt = "word " * 200
+    assert (
+        processes("--topology", topology, "-n", 8, "--temperature", "0", "--prompt", prompt).finish()[0] == 0
+    )
     of_worker = memory(Path(f"/proc/{worker.process.pid}/status").read_text())
     code = "import torch; print(open('/proc/self/status').read())"
     idle = memory(subprocess.check_output([sys.executable, "-c", code], text=True))
-    first, last = map(int, blocks.split("-"))
+    first, _, last = blocks.partition("-")
     checkpoint = Checkpoint(demo_model)
-    names = [n for n in checkpoint.names() if (block_of(n) or 0) in range(first, last + 1)]
-    entries = [checkpoint.find(name)[1] for name in names if block_of(name) is not None]
-    span = sum(2 * (entry.end - entry.start) for entry in entries)  # bfloat16 there, float32 here
-    assert of_worker["RssAnon"] <= 1.1 * span + idle["RssAnon"]
-    # Cake's own kernels keep bfloat16 as it is. Without them the pages of torch's code that the first
-    # batch maps (13 MiB, shared with every process that runs torch) are more than a tenth of a small span.
-    if kernels.library() or span > 200 << 20:
-        assert of_worker["VmHWM"] <= 1.1 * span + idle["VmHWM"]
+    wanted = range(int(first), int(last or first) + 1)
+    names = [name for name in checkpoint.names() if block_of(name) in wanted]
+    stored = sum(entry.end - entry.start for _, entry in map(checkpoint.find, names))  # in bfloat16
+    span = stored * (2 if dtype == "float32" else 1)
+    assert of_worker["VmHWM"] <= 1.1 * span + idle["VmHWM"]
 
 
 def memory(status: str) -> dict[str, int]:
