@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Sequence
 
-from cake.errors import NodeError
+from cake.errors import NodeError, NodeLostError
 from cake.model.batch import Batch, Segment
 from cake.protocol.messages import Forward, Hop, Result, StageReport, WireSegment
 from cake.protocol.tensors import NAMES, from_wire, to_wire
@@ -34,8 +34,24 @@ class Chain:
         hops = zip(links, self.stages[1:], strict=True)
         self._route = tuple(Hop(link, stage.blocks.start) for link, stage in hops)
 
+    @property
+    def alive(self) -> bool:
+        """Whether its workers, and the links between them, are there."""
+        return self._all_there and self._all_linked
+
+    @property
+    def _all_there(self) -> bool:
+        return all(stage.worker.alive for stage in self.stages)
+
+    @property
+    def _all_linked(self) -> bool:
+        linked = zip(self._route, self.stages, strict=False)  # the last stage has no link
+        return all(hop.link in stage.worker.links for hop, stage in linked)
+
     async def forward(self, batch: Batch) -> Computed:
         """Send the batch to the first, wait for the last, and convert back to the batch's dtype."""
+        if self._all_there and not self._all_linked:  # a worker tells of that once
+            raise NodeLostError(f"a link on the way from worker {self.stages[0].node!r} is lost")
         for stage in self.stages:
             stage.stats.messages += 1
         first, *others = self.stages

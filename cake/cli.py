@@ -210,6 +210,26 @@ POSITIVE = click.IntRange(min=1)
     help="Most tokens a session may hold.  [default: the model's, at most 8192]",
 )
 @click.option(
+    "--dead-after",
+    type=FiniteRange(min=3),
+    default=10,
+    show_default=True,
+    help="Seconds of silence after which a worker, or for a worker its master, is taken for gone; those who "
+    "compute are not silent.",
+)
+@click.option(
+    "--rejoin-timeout",
+    type=FiniteRange(min=0),
+    default=60,
+    show_default=True,
+    help="Master: seconds to wait for a lost worker whose blocks no replica serves, until a request fails.",
+)
+@click.option(
+    "--adopt",
+    is_flag=True,
+    help="Master: load a lost worker's blocks here, where there is the memory, if it is not back at once.",
+)
+@click.option(
     "--trace",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write which stage worked when to this file, for ui.perfetto.dev or chrome://tracing.",
@@ -238,7 +258,11 @@ def main(mode: str, debug: bool, **options: Any) -> None:
     if mode == "worker":
         from cake.worker_command import run_worker
 
-        run_worker(WorkerOptions(compute, options["topology"], options["name"], options["address"]))
+        run_worker(
+            WorkerOptions(
+                compute, options["topology"], options["name"], options["address"], options["dead_after"]
+            )
+        )
     else:
         from cake.master import run_master
 
@@ -272,6 +296,9 @@ def _master_options(compute: ComputeOptions, options: dict[str, Any]) -> MasterO
         as_json=options["as_json"],
         wire_dtype=options["wire_dtype"],
         trace=options["trace"],
+        dead_after=options["dead_after"],
+        rejoin_timeout=options["rejoin_timeout"],
+        adopt=options["adopt"],
     )
 
 

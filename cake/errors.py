@@ -25,6 +25,10 @@ class NodeError(CakeError):
     """A worker cannot be reached, or is not the worker that the topology promises."""
 
 
+class NodeLostError(NodeError):
+    """A worker that served, or a worker's way to another, is there no more; what it held is lost."""
+
+
 class ProtocolError(CakeError):
     """The peer sent something that the protocol does not allow; the connection is over."""
 

@@ -27,6 +27,7 @@ class Job:
     source: int | None = None  # the session to copy before the first part
     attempt: int = 0  # what belongs to an earlier one is of no use any more
     replayed: bool = False
+    losses: int = 0  # of stages, while it was on its way
 
     @property
     def missing(self) -> int:

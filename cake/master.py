@@ -19,6 +19,7 @@ from cake.pipeline import OnBytes, open_pipeline
 from cake.progress import loading_bar
 from cake.remote import Patience
 from cake.report import Answer, as_json, closing_lines, topology_table
+from cake.routes import Recovery
 from cake.session import Session
 from cake.speculation import NGrams, Proposer
 from cake.topology import Topology, load_topology
@@ -30,7 +31,8 @@ def run_master(options: MasterOptions) -> None:
     """Do what the options say; the text goes to stdout, everything else to stderr."""
     topology_file = options.topology or bundled_topology(options.compute.model)
     topology = load_topology(topology_file) if topology_file else Topology({})
-    checkpoint = open_checkpoint(options.compute.model, wanted_by_master(topology))
+    wanted = every if options.adopt else wanted_by_master(topology)
+    checkpoint = open_checkpoint(options.compute.model, wanted)
     master = Master(options, topology, checkpoint, Tokenizer(checkpoint.folder))
     asyncio.run(_run(master))
 
@@ -43,7 +45,7 @@ async def _run(master: "Master") -> None:
     trace = master.options.trace
     if trace:
         check_writable(trace)
-    generator = await master.open(Patience())
+    generator = await master.open(Patience(dead_after=master.options.dead_after))
     if trace:
         start_tracing(generator.pipeline.stages)
     try:
@@ -57,6 +59,11 @@ async def _run(master: "Master") -> None:
         await generator.pipeline.close()
         if trace:
             write_trace(generator.pipeline.stages, trace)
+
+
+def every(name: str) -> bool:
+    """All tensors: whose blocks may come to run here is not known."""
+    return True
 
 
 def wanted_by_master(topology: Topology) -> Callable[[str], bool]:
@@ -113,7 +120,14 @@ class Master:
             try:
                 new_proposer = await self._proposers(thread, context, bar.update)
                 pipeline = await open_pipeline(
-                    checkpoint, self._topology, thread, context, patience, bar.update, self.options.wire_dtype
+                    checkpoint,
+                    self._topology,
+                    thread,
+                    context,
+                    patience,
+                    bar.update,
+                    self.options.wire_dtype,
+                    Recovery(self.options.rejoin_timeout, self.options.adopt),
                 )
             except BaseException:
                 thread.close()

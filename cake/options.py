@@ -46,6 +46,9 @@ class MasterOptions:
     as_json: bool
     wire_dtype: str | None
     trace: Path | None
+    dead_after: float  # seconds
+    rejoin_timeout: float
+    adopt: bool
 
 
 @dataclass(frozen=True)
@@ -56,3 +59,4 @@ class WorkerOptions:
     topology: Path | None
     name: str | None
     address: str
+    dead_after: float  # seconds

@@ -1,26 +1,33 @@
 """The pipeline: the ordered stages that cover every block, between the embedding and the head.
 
 Built from a topology and a checkpoint; does not know which of its stages are remote once it is open.
+Where one is lost it says so, and can be mended; what was on its way then is the caller's to send again.
 """
 
 import asyncio
-import itertools
-from collections.abc import Callable, Hashable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
+import psutil
 import torch
 from torch import Tensor
 
-from cake.chain import Chain, link_stages
+from cake.cover import Offer, cheapest_cover
+from cake.crew import Crew, Member
 from cake.device import DeviceThread
 from cake.model.batch import Batch, Segment
 from cake.model.config import ModelConfig
 from cake.model.llama import Embedding, Head, load_ends
-from cake.protocol.handshake import MAX_BATCH_TOKENS, Expectation
-from cake.remote import Patience, RemoteStage, RemoteWorker, connect_worker
+from cake.protocol.handshake import MAX_BATCH_TOKENS, Expectation, describe_spans
+from cake.remote import Patience
+from cake.routes import AnyStage, Recovery, Route, Routes
 from cake.stage import LocalStage
+from cake.text import human_bytes
 from cake.topology import MASTER, Node, Topology
 from cake.weights.checkpoint import Checkpoint
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 OnBytes = Callable[[int], object]
@@ -32,36 +39,47 @@ class Pipeline:
     def __init__(
         self,
         config: ModelConfig,
-        legs: Sequence[LocalStage | Chain],
+        routes: Routes,
         embedding: Embedding,
         head: Head,
         thread: DeviceThread,
         context: int,
-        workers: Sequence[RemoteWorker] = (),
     ) -> None:
-        self.config, self.context, self._legs = config, context, tuple(legs)
-        self.stages = tuple(_stages_of(legs))
-        self.workers = tuple(workers)
-        self.max_batch_tokens = min(
-            [MAX_BATCH_TOKENS, *(worker.welcome.max_batch_tokens for worker in workers)]
-        )
+        self.config, self.context, self._routes = config, context, routes
         self._embedding, self._head, self._thread = embedding, head, thread
+
+    @property
+    def stages(self) -> tuple[AnyStage, ...]:
+        """All stages that there are or were, in the order of their blocks."""
+        return self._routes.stages
 
     @property
     def n_stages(self) -> int:
         """Devices that can compute at the same time."""
-        return len({stage.node for stage in self.stages})
+        return self._routes.n_nodes
+
+    @property
+    def max_batch_tokens(self) -> int:
+        """What every worker takes at once."""
+        workers = self._routes.crew.workers.values()
+        return min([MAX_BATCH_TOKENS, *(worker.welcome.max_batch_tokens for worker in workers)])
 
     async def forward(self, ids: Sequence[int], segments: Sequence[Segment]) -> Tensor:
         """Run tokens `ids`, laid out by `segments`, through all blocks.
 
         Returns hidden states `[n_tokens, hidden_size]`. Raises `SessionLostError` when a stage
-        holds too little of a session: run its earlier tokens again.
+        holds too little of a session: run its earlier tokens again. Raises `NodeLostError` when a
+        worker is gone: `mend`, and try again.
         """
+        routes = [await self._routes.of(segment) for segment in segments]
         hidden = await self._thread.run(self._embed, ids)
-        for leg in self._legs:
-            hidden = (await leg.forward(Batch(hidden, tuple(segments)))).hidden
-        return hidden
+        if len(set(routes)) == 1:
+            return await routes[0].forward(Batch(hidden, tuple(segments)))
+        return await _forward_apart(hidden, segments, routes)
+
+    async def mend(self) -> None:
+        """Wait until every block is served again. Raises `NodeLostError` when that takes too long."""
+        await self._routes.mend()
 
     async def choose(self, hidden: Tensor, choice: Callable[[Tensor], T]) -> T:
         """What `choice` makes of the logits of `hidden` `[n, hidden_size]`.
@@ -72,15 +90,41 @@ class Pipeline:
 
     async def forget(self, session: Hashable) -> None:
         """Free a session in every stage."""
-        await asyncio.gather(*(stage.forget([session]) for stage in self.stages))
+        await asyncio.gather(*(stage.forget([session]) for stage in self._routes.forget(session)))
 
     async def close(self) -> None:
         """Take leave of the workers and abandon what still runs."""
         self._thread.close()
-        await asyncio.gather(*(worker.close() for worker in self.workers))
+        await self._routes.crew.close()
 
     def _embed(self, ids: Sequence[int]) -> Tensor:
         return self._embedding(torch.tensor(ids, device=self._thread.placement.device))
+
+
+async def _forward_apart(hidden: Tensor, segments: Sequence[Segment], routes: Sequence[Route]) -> Tensor:
+    """Sessions of one batch along the routes of each, at the same time."""
+    shares: dict[Route, list[tuple[int, Segment]]] = {}
+    start = 0
+    for segment, route in zip(segments, routes, strict=True):
+        shares.setdefault(route, []).append((start, segment))
+        start += segment.length
+    rows = {
+        route: [i for start, s in share for i in range(start, start + s.length)]
+        for route, share in shares.items()
+    }
+    results = await asyncio.gather(
+        *(
+            route.forward(Batch(hidden[rows[route]], tuple(segment for _, segment in share)))
+            for route, share in shares.items()
+        ),
+        return_exceptions=True,  # one route's misfortune shall not leave the others' results to nobody
+    )
+    joined = torch.empty_like(hidden)
+    for route, result in zip(shares, results, strict=True):
+        if isinstance(result, BaseException):
+            raise result
+        joined[rows[route]] = result
+    return joined
 
 
 async def open_pipeline(
@@ -91,6 +135,7 @@ async def open_pipeline(
     patience: Patience,
     on_bytes: OnBytes = lambda _: None,
     wire_dtype: str | None = None,
+    recovery: Recovery | None = None,
 ) -> Pipeline:
     """Connect to every node, then load what remains here, so that a bad node is found out first.
 
@@ -98,54 +143,55 @@ async def open_pipeline(
     The pipeline takes over `thread` and closes it in the end; if this raises, the caller does.
     """
     config = checkpoint.config
-    layout = topology.layout(config.n_blocks)
-    workers = await _connect_all(checkpoint, topology, patience)
+    n_blocks = config.n_blocks
+    topology.layout(n_blocks)  # or say what does not fit
+    own: list[LocalStage] = []
+    crew = Crew([Member(node, expectation(checkpoint, node)) for node in topology.nodes.values()], patience)
+
+    async def load(span: range) -> LocalStage:
+        stage = LocalStage(MASTER, span, config, context, thread)
+        await thread.run(stage.load, checkpoint, lambda block: on_bytes(checkpoint.bytes_of(block)))
+        return stage
+
+    async def adopt(span: range) -> LocalStage | None:
+        needed = sum(map(checkpoint.bytes_of, span))
+        return await load(span) if may_adopt(span, needed) else None
+
+    own_spans = topology.own_spans(n_blocks)
+
+    def enough() -> bool:
+        spans = [*own_spans, *(span for worker in crew.workers.values() for span in worker.node.spans)]
+        return cheapest_cover([Offer(span, 0, None) for span in spans], n_blocks) is not None
+
+    await crew.muster(enough)
     try:
-        context = min([context, *(worker.welcome.context for worker in workers.values())])
-        legs: list[LocalStage | Chain] = []
-        for remote, run in itertools.groupby(layout, lambda part: part[0] is not None):
-            if remote:
-                stages = [RemoteStage(workers[node.name], span) for node, span in run if node]
-                legs += await link_stages(stages, wire_dtype)
-                continue
-            for _, span in run:
-                local = LocalStage(MASTER, span, config, context, thread)
-                await thread.run(local.load, checkpoint, lambda block: on_bytes(checkpoint.bytes_of(block)))
-                legs.append(local)
+        context = min([context, *(worker.welcome.context for worker in crew.workers.values())])
+        crew.expect_context(context)
+        own = [await load(span) for span in own_spans]
         embedding, head = await thread.run(load_ends, checkpoint, config, thread.placement)
         on_bytes(checkpoint.bytes_of(None))
+        routes = Routes(n_blocks, own, crew, wire_dtype, recovery, adopt)
+        await routes.prepare()
     except BaseException:
-        await asyncio.gather(*(worker.close() for worker in workers.values()))
+        await crew.close()
         raise
-    return Pipeline(config, legs, embedding, head, thread, context, tuple(workers.values()))
+    return Pipeline(config, routes, embedding, head, thread, context)
 
 
-async def _connect_all(
-    checkpoint: Checkpoint, topology: Topology, patience: Patience
-) -> dict[str, RemoteWorker]:
-    """All nodes at once; the first that fails ends the others' attempts."""
-    tasks = {
-        node.name: asyncio.create_task(connect_worker(node, expectation(checkpoint, node), patience))
-        for node in topology.nodes.values()
-    }
-    try:
-        await asyncio.gather(*tasks.values())
-    except BaseException:
-        for task in tasks.values():
-            task.cancel()
-        results = await asyncio.gather(*tasks.values(), return_exceptions=True)
-        open_workers = [worker for worker in results if isinstance(worker, RemoteWorker)]
-        await asyncio.gather(*(worker.close() for worker in open_workers))
-        raise
-    return {name: task.result() for name, task in tasks.items()}
-
-
-def _stages_of(legs: Sequence[LocalStage | Chain]) -> Iterator[LocalStage | RemoteStage]:
-    for leg in legs:
-        if isinstance(leg, Chain):
-            yield from leg.stages
-        else:
-            yield leg
+def may_adopt(span: range, n_bytes: int) -> bool:
+    """Whether this machine has the memory for a span's weights; says what it does."""
+    free = psutil.virtual_memory().available
+    name = describe_spans([span])
+    if n_bytes > free:
+        log.warning(
+            "blocks %s are lost, and take %s where %s is free here",
+            name,
+            human_bytes(n_bytes),
+            human_bytes(free),
+        )
+        return False
+    log.warning("blocks %s are lost; loading them here (--adopt)", name)
+    return True
 
 
 def expectation(checkpoint: Checkpoint, node: Node) -> Expectation:

@@ -6,11 +6,11 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
-from cake.errors import NodeError, ProtocolError, SessionLostError
-from cake.net.connection import Connection, ConnectionLostError, connect
+from cake.errors import NodeError, NodeLostError, ProtocolError, SessionLostError
+from cake.net.connection import DEAD_AFTER_S, Connection, ConnectionLostError, connect
 from cake.protocol.frames import Frame
 from cake.protocol.handshake import Expectation, check_welcome, hello, payload_limit
 from cake.protocol.messages import (
@@ -23,6 +23,7 @@ from cake.protocol.messages import (
     Lost,
     Message,
     Result,
+    Unlinked,
     Welcome,
 )
 from cake.stage import StageStats
@@ -41,10 +42,19 @@ class Patience:
     first_pause: float = 0.1
     longest_pause: float = 4.0
     handshake: float = 10.0
+    dead_after: float = DEAD_AFTER_S  # of silence, once it is reached
+    aloud: bool = True  # say who is waited for
+
+
+class UnreachableError(NodeError):
+    """No worker listens there."""
 
 
 class RemoteWorker:
-    """A worker that has said welcome. Matches answers to the questions they belong to."""
+    """A worker that has said welcome. Matches answers to the questions they belong to.
+
+    `on_lost` is called once, when it is gone.
+    """
 
     def __init__(
         self, node: Node, connection: Connection, welcome: Welcome, round_trip_s: float = 0.0
@@ -53,9 +63,16 @@ class RemoteWorker:
         self.clock_offset = time.perf_counter() - round_trip_s / 2 - welcome.clock
         self.round_trip_s = round_trip_s  # of the handshake
         self._connection = connection
+        self.links: dict[int, str] = {}  # to other workers, by their names
+        self.on_lost: Callable[[NodeLostError], object] = lambda _: None
         self._waiting: dict[int, asyncio.Future[Frame]] = {}
-        self._failure: NodeError | None = None
+        self._failure: NodeLostError | None = None
         connection.hand_over(self._settle, self._on_end)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is still there."""
+        return self._failure is None
 
     @property
     def idle(self) -> bool:
@@ -66,7 +83,7 @@ class RemoteWorker:
         """The answer to a message, and the bytes that the message took.
 
         It may come from any of `others` too, to whom the work is handed on. Raises what they answer:
-        `SessionLostError`, or `NodeError`, also where one of them is lost.
+        `SessionLostError`, or `NodeError`; `NodeLostError` where one of them, or a link, is lost.
         """
         answer: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
         workers = [self, *others]
@@ -88,6 +105,7 @@ class RemoteWorker:
         """Let this worker connect to another; the link's number. Raises `NodeError` with the reason."""
         number, node = next(NUMBERS), to.node
         await self.ask(Link(number, node.name, node.host, node.port, to.welcome.visit))
+        self.links[number] = node.name
         return number
 
     async def forget(self, sessions: Iterable[Hashable]) -> None:
@@ -110,11 +128,15 @@ class RemoteWorker:
 
     def _on_end(self, error: Exception) -> None:
         self._fail(str(error))
+        self._connection.abort()
 
     def _settle(self, frame: Frame) -> None:
         message = frame.message
+        if isinstance(message, Unlinked):
+            self._unlink(message)
+            return
         if isinstance(message, Goodbye):
-            self._fail(f"it said goodbye: {message.reason}")
+            self._on_end(NodeLostError(f"it said goodbye: {message.reason}"))
             return
         assert isinstance(message, Result | Lost | Failed | Linked)  # the table of states allows no other
         future = self._waiting.get(message.id)
@@ -127,14 +149,23 @@ class RemoteWorker:
         else:
             future.set_result(frame)
 
-    def _fail(self, reason: str) -> NodeError:
-        self._failure = self._failure or NodeError(
-            f"lost {self._who}: {reason}; see that it runs, and ask again"
-        )
+    def _unlink(self, message: Unlinked) -> None:
+        """What was on its way over the link comes no more; which of the questions that was is not known."""
+        peer = self.links.pop(message.id, None)
+        if peer is not None:
+            self._refuse(NodeLostError(f"{self._who} lost its way to {peer!r}: {message.reason}"))
+
+    def _fail(self, reason: str) -> NodeLostError:
+        if self._failure is None:
+            self._failure = NodeLostError(f"lost {self._who}: {reason}")
+            self._refuse(self._failure)
+            self.on_lost(self._failure)
+        return self._failure
+
+    def _refuse(self, error: NodeLostError) -> None:
         for future in self._waiting.values():
             if not future.done():
-                future.set_exception(self._failure)
-        return self._failure
+                future.set_exception(error)
 
     @property
     def _who(self) -> str:
@@ -144,11 +175,12 @@ class RemoteWorker:
 class RemoteStage:
     """One span of a worker, as a stage of the master's pipeline."""
 
-    def __init__(self, worker: RemoteWorker, blocks: range) -> None:
+    def __init__(self, worker: RemoteWorker, blocks: range, stats: StageStats | None = None) -> None:
+        """With `stats` it goes on where an earlier connection to the same node ended."""
         self.node, self.blocks, self.worker = worker.node.name, blocks, worker
         self.device, self.dtype = worker.welcome.device, worker.welcome.dtype
         self.weights = worker.welcome.weights
-        self.stats = StageStats()
+        self.stats = stats or StageStats()
 
     async def forget(self, sessions: Iterable[Hashable]) -> None:
         """Free the sessions over there."""
@@ -181,6 +213,7 @@ async def connect_worker(node: Node, expected: Expectation, patience: Patience) 
             raise
         raise NodeError(f"worker {node.name!r} at {node.address} {reason}") from error
     connection.raise_limits(payload_limit(welcome.max_batch_tokens, expected.hidden_size))
+    connection.keep_alive(patience.dead_after)
     return RemoteWorker(node, connection, welcome, round_trip_s)
 
 
@@ -223,11 +256,11 @@ async def _connect(node: Node, patience: Patience) -> Connection:
             reason = _reason(error)
         if deadline - time.monotonic() < pause:
             break
-        if attempt == ATTEMPTS_IN_SILENCE:
+        if attempt == ATTEMPTS_IN_SILENCE and patience.aloud:
             log.warning("waiting for worker %r at %s (%s)", node.name, node.address, reason)
         await asyncio.sleep(pause)
         pause = min(2 * pause, patience.longest_pause)
-    raise NodeError(
+    raise UnreachableError(
         f"worker {node.name!r} at {node.address} cannot be reached ({reason}); start it with "
         f"'cake-cli --mode worker --name {node.name} ...' or mend its host in the topology"
     )

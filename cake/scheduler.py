@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from cake.errors import SessionLostError
+from cake.errors import NodeLostError, SessionLostError
 from cake.job import Job, OnProgress, Part, choices
 from cake.model.batch import Segment
 from cake.session import Session
@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 LARGEST_CHUNK, SMALLEST_CHUNK = 512, 64
 CHUNKS_PER_STAGE = 8  # filling and emptying the pipeline then takes an eighth of a prompt's time
+MOST_LOSSES = 8  # of stages, in one job: a request that kills whoever computes it shall end
 FEW_TOKENS = 16  # what a session that generates lacks at most, drafted tokens included
 
 
@@ -37,6 +38,8 @@ class Stages(Protocol):
     def max_batch_tokens(self) -> int: ...
 
     async def forward(self, ids: Sequence[int], segments: Sequence[Segment]) -> Tensor: ...
+
+    async def mend(self) -> None: ...
 
     async def choose(self, hidden: Tensor, choice: Callable[[Tensor], T]) -> T: ...
 
@@ -54,7 +57,6 @@ class Scheduler:
 
     def __init__(self, pipeline: Stages, chunk: int | None = None) -> None:
         self._pipeline, self._chunk = pipeline, chunk
-        self._depth = pipeline.n_stages
         self._few: deque[Job] = deque()  # of sessions that generate
         self._prompts: deque[Job] = deque()
         self._away = 0  # sessions that generate and have not got their token yet
@@ -62,6 +64,10 @@ class Scheduler:
         self._travelling = 0  # batches
         self._tasks: set[asyncio.Task[None]] = set()
         self._pumping = False
+
+    @property
+    def _depth(self) -> int:
+        return self._pipeline.n_stages
 
     async def run(
         self,
@@ -73,14 +79,18 @@ class Scheduler:
         """Run the ids that the stages lack; what `choice` makes of the logits of the last `wanted`.
 
         `choice` runs in the device's thread. A stage that lost the session (it answers so) gets all
-        ids again, once. At most one job of a session at a time.
+        ids again, once; where a stage itself is lost, the pipeline is mended first. At most one job of
+        a session at a time.
         """
-        chunk = self._chunk or chunk_tokens(len(session.ids) - session.held, self._depth)
-        chunk = min(max(chunk, wanted), self._pipeline.max_batch_tokens)
+        chunk = self._chunk_for(len(session.ids) - session.held, wanted)
         job = Job(session, choice, wanted, on_progress, chunk, session.held, source=session.source)
         self._queue(job)
         result: T = await job.done
         return result
+
+    def _chunk_for(self, n_tokens: int, wanted: int) -> int:
+        chunk = self._chunk or chunk_tokens(n_tokens, self._depth)
+        return min(max(chunk, wanted), self._pipeline.max_batch_tokens)
 
     def _queue(self, job: Job) -> None:
         (self._few if job.missing <= FEW_TOKENS else self._prompts).append(job)
@@ -168,10 +178,10 @@ class Scheduler:
             await self._finish(parts, hidden)
         except SessionLostError as error:
             self._again(parts, error)
+        except NodeLostError as error:
+            await self._mend(parts, error)
         except Exception as error:
-            for part in parts:
-                if not part.stale:
-                    part.job.done.set_exception(error)
+            _fail(parts, error)
         finally:  # when those who got a token have asked for the next
             asyncio.get_running_loop().call_soon(self._chosen, n_few)
 
@@ -219,8 +229,36 @@ class Scheduler:
                     job.done.set_exception(error)
                     continue
                 job.replayed, job.session.held, job.session.source = True, 0, None
-            job.attempt += 1
-            job.sent, job.source = job.session.held, job.session.source
-            if job in self._prompts:
-                self._prompts.remove(job)
-            self._queue(job)
+            self._restart(job)
+
+    async def _mend(self, parts: list[Part], error: NodeLostError) -> None:
+        """A stage is gone. When its blocks are served again, send what was on its way once more.
+
+        Whoever serves them may hold nothing of a session. It will say so; the others hold what they held.
+        """
+        for part in parts:
+            part.job.losses += not part.stale
+        _fail([part for part in parts if part.job.losses > MOST_LOSSES], error)
+        try:
+            await self._pipeline.mend()
+        except NodeLostError as hopeless:
+            _fail(parts, hopeless)
+        for part in parts:
+            if not part.stale:
+                part.job.replayed = False
+                self._restart(part.job)
+
+    def _restart(self, job: Job) -> None:
+        """From what the stages hold of it; what is on its way is of no use any more."""
+        job.attempt += 1
+        job.sent, job.source = job.session.held, job.session.source
+        job.chunk = self._chunk_for(job.missing, job.wanted)
+        if job in self._prompts:
+            self._prompts.remove(job)
+        self._queue(job)
+
+
+def _fail(parts: Sequence[Part], error: Exception) -> None:
+    for part in parts:
+        if not part.stale:
+            part.job.done.set_exception(error)

@@ -7,7 +7,8 @@
         - model.layers.0-15
         - model.layers.20
 
-Both ends of a range are included in the file; in code, spans are half-open `range`s.
+Both ends of a range are included in the file; in code, spans are half-open `range`s. A node marked
+`replica: true` may serve blocks that another node serves too, and stands in for it.
 """
 
 import itertools
@@ -19,10 +20,11 @@ from typing import Any
 
 import yaml
 
+from cake.cover import Offer, cheapest_cover
 from cake.errors import TopologyError
 
 MASTER = "master"
-KEYS = ("host", "description", "layers")
+KEYS = ("host", "description", "layers", "replica")
 NAME = re.compile(r"\w[\w. -]*")  # names become folders
 LAYERS = re.compile(r"model\.layers\.(\d+)(?:-(\d+))?")
 
@@ -36,6 +38,7 @@ class Node:
     port: int
     spans: tuple[range, ...]
     description: str = ""
+    replica: bool = False  # others may serve its blocks too
 
     @property
     def address(self) -> str:
@@ -60,27 +63,31 @@ class Topology:
             raise TopologyError(f"no node {name!r} in the topology; it has: {names}")
         return self.nodes[name]
 
+    def own_spans(self, n_blocks: int) -> tuple[range, ...]:
+        """The spans that no node serves: the master's."""
+        served = {block for node in self.nodes.values() for span in node.spans for block in span}
+        return merge(block for block in range(n_blocks) if block not in served)
+
     def layout(self, n_blocks: int) -> list[tuple[Node | None, range]]:
-        """The spans of a model of `n_blocks` blocks in order; none stands for the master."""
-        spans = sorted(
-            ((node, span) for node in self.nodes.values() for span in node.spans),
-            key=lambda pair: pair[1].start,
-        )
-        layout: list[tuple[Node | None, range]] = []
-        following = 0
-        for node, span in spans:
-            if span.stop > n_blocks:
+        """The spans of a model of `n_blocks` blocks in order, without stand-ins; none is the master.
+
+        Raises `TopologyError` where the nodes do not fit the model, or their spans one another.
+        """
+        offers: list[Offer[Node | None]] = [Offer(span, 0, None) for span in self.own_spans(n_blocks)]
+        for node in self.nodes.values():
+            if node.spans[-1].stop > n_blocks:
                 raise TopologyError(
-                    f"node {node.name!r} claims block {span[-1]}, but the model's last block is "
+                    f"node {node.name!r} claims block {node.spans[-1][-1]}, but the model's last block is "
                     f"{n_blocks - 1}"
                 )
-            if span.start > following:
-                layout.append((None, range(following, span.start)))
-            layout.append((node, span))
-            following = span.stop
-        if following < n_blocks:
-            layout.append((None, range(following, n_blocks)))
-        return layout
+            offers += [Offer(span, float(node.replica), node) for span in node.spans]
+        cover = cheapest_cover(offers, n_blocks)
+        if cover is None:
+            raise TopologyError(
+                "the spans of the replicas do not join up: a span is run whole, so give a replica the same "
+                "layers as the node that it stands in for"
+            )
+        return [(offer.by, offer.span) for offer in cover]
 
 
 def load_topology(path: Path) -> Topology:
@@ -132,8 +139,11 @@ def _node(name: str, fields: object) -> Node:
         host, port = parse_address(fields["host"])
     except ValueError as error:
         raise TopologyError(f"node {name!r}: {error}") from error
+    replica = fields.get("replica", False)
+    if not isinstance(replica, bool):
+        raise TopologyError(f"node {name!r}: replica is true or false, not {replica!r}")
     spans = _spans(name, fields["layers"])
-    return Node(name, host, port, spans, str(fields.get("description") or ""))
+    return Node(name, host, port, spans, str(fields.get("description") or ""), replica)
 
 
 def parse_address(text: object) -> tuple[str, int]:
@@ -188,13 +198,16 @@ def merge(blocks: Iterable[int]) -> tuple[range, ...]:
 
 
 def _refuse_shared_blocks(nodes: Iterable[Node]) -> None:
+    """Of the nodes that serve a block, all but one must be marked as replicas."""
     owner: dict[int, str] = {}
     for node in nodes:
-        for span in node.spans:
-            for block in span:
-                if block in owner:
-                    raise TopologyError(f"nodes {owner[block]!r} and {node.name!r} both claim block {block}")
-                owner[block] = node.name
+        for block in [block for span in node.spans for block in span if not node.replica]:
+            if block in owner:
+                raise TopologyError(
+                    f"nodes {owner[block]!r} and {node.name!r} both claim block {block}; mark one of them "
+                    "'replica: true' if it is to stand in for the other"
+                )
+            owner[block] = node.name
 
 
 def dump_topology(topology: Topology) -> str:
@@ -206,7 +219,8 @@ def dump_topology(topology: Topology) -> str:
 def _fields(node: Node) -> dict[str, Any]:
     layers = [f"model.layers.{span[0]}" + (f"-{span[-1]}" if len(span) > 1 else "") for span in node.spans]
     description = {"description": node.description} if node.description else {}
-    return {"host": node.address, **description, "layers": layers}
+    replica = {"replica": True} if node.replica else {}
+    return {"host": node.address, **description, "layers": layers, **replica}
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

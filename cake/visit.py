@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from cake.device import StoppedError
 from cake.errors import CakeError, NodeError, ProtocolError, SessionLostError
 from cake.model.batch import Segment
-from cake.net.connection import Connection, ConnectionLostError, connect
+from cake.net.connection import DEAD_AFTER_S, MAX_REASON, Connection, ConnectionLostError, connect
 from cake.protocol.frames import Frame
 from cake.protocol.handshake import MAX_BATCH_TOKENS, SOFTWARE, check_hello, hello, payload_limit, span_infos
 from cake.protocol.messages import (
@@ -32,6 +32,7 @@ from cake.protocol.messages import (
     Message,
     Result,
     StageReport,
+    Unlinked,
     Welcome,
     WireSegment,
 )
@@ -53,6 +54,7 @@ class Service:
     context: int
     stages: Mapping[int, WireStage]
     fingerprints: Sequence[str]
+    dead_after: float = DEAD_AFTER_S
 
     def welcome(self, visit: str) -> Welcome:
         """The answer to a good hello."""
@@ -84,7 +86,9 @@ class Visit:
         self.parting_words: str | None = None
         self._service, self._number, self._of_masters = service, number, of_masters
         self._name = secrets.token_hex(16)
-        self._links: dict[int, Connection] = {}
+        self._links: dict[int, Connection] = {}  # those that stand
+        self._linked: set[int] = set()  # those that ever stood
+        self._tasks: set[asyncio.Task[None]] = set()
         self._sessions: set[int] = set()
 
     async def run(self) -> None:
@@ -113,7 +117,8 @@ class Visit:
 
     async def _leave(self) -> None:
         self._of_masters.pop(self._name, None)
-        for link in self._links.values():
+        links, self._links = self._links, {}
+        for link in links.values():
             link.abort()
         with contextlib.suppress(StoppedError):  # a worker that ends frees everything anyway
             await self.forget(self._sessions)
@@ -130,6 +135,7 @@ class Visit:
             self._of_masters[self._name] = self
         await self.connection.send(self._service.welcome(self._name if owner is self else ""))
         self.connection.raise_limits(payload_limit(MAX_BATCH_TOKENS, self._service.hidden_size))
+        self.connection.keep_alive(self._service.dead_after)
         return owner
 
     async def _serve(self, owner: "Visit") -> None:
@@ -152,12 +158,11 @@ class Visit:
         """Compute, and hand the result to the next stage, or to the master."""
         answer = await self._answer(message, frame)
         if isinstance(answer, Forward):
-            hop = message.route[0]
-            try:
-                await self._links[hop.link].send(answer)
-                return
-            except (ConnectionLostError, ProtocolError) as error:  # gone, or it said goodbye
-                answer = Failed(message.id, f"the link to the next worker is lost: {error}")
+            link = self._links.get(message.route[0].link)
+            if link is not None:  # else it broke meanwhile, and the master knows
+                with contextlib.suppress(ConnectionLostError, ProtocolError):  # as its end will tell
+                    await link.send(answer)
+            return
         await self._say(answer)
 
     async def _say(self, answer: Message) -> None:
@@ -190,7 +195,7 @@ class Visit:
         stage = self._service.stages.get(message.first)
         if stage is None:
             raise ProtocolError(f"no span here begins at block {message.first}")
-        if message.route and message.route[0].link not in self._links:
+        if message.route and message.route[0].link not in self._linked:
             raise ProtocolError(f"there is no link {message.route[0].link} here")
         segments = {wire.session: self._segment(wire) for wire in message.segments}
         n_tokens, hidden_size = sum(s.length for s in segments.values()), self._service.hidden_size
@@ -215,14 +220,28 @@ class Visit:
     async def _link(self, message: Link) -> Message:
         """Connect to another worker for this master."""
         try:
-            if message.id in self._links:
+            if message.id in self._linked:
                 raise ProtocolError(f"there is a link {message.id} already")
-            self._links[message.id] = await asyncio.wait_for(_connect_peer(message), LINK_S)
+            link = await asyncio.wait_for(_connect_peer(message), LINK_S)
         except asyncio.TimeoutError:
             return Failed(message.id, f"no answer within {LINK_S:g} s")
         except (OSError, OverflowError, ValueError, CakeError) as error:
             return Failed(message.id, getattr(error, "strerror", None) or str(error))
+        self._links[message.id] = link
+        self._linked.add(message.id)
+        link.keep_alive(self._service.dead_after)
+        # It has nothing to say but that it is alive, or goodbye.
+        link.hand_over(lambda _: link.abort(), lambda error: self._unlinked(message.id, error))
         return Linked(message.id)
+
+    def _unlinked(self, number: int, error: Exception) -> None:
+        """A link is over: tell the master, for what was on its way there is lost."""
+        link = self._links.pop(number, None)
+        if link is not None:
+            link.abort()
+            task = asyncio.create_task(self._say(Unlinked(number, str(error)[:MAX_REASON])))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def forget(self, sessions: set[int]) -> None:
         """Free these of the master's sessions."""
@@ -243,5 +262,4 @@ async def _connect_peer(message: Link) -> Connection:
     except BaseException:
         connection.abort()
         raise
-    connection.hand_over(lambda _: None, lambda _: None)  # it has nothing more to say
     return connection

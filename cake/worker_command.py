@@ -71,7 +71,7 @@ async def _serve(options: WorkerOptions, node: Node, checkpoint: Checkpoint, lis
     thread = DeviceThread(placement, options.compute.threads)
     try:
         stages = await _load(node, checkpoint, context, thread)
-        worker = Worker(_service(node, checkpoint, context, stages))
+        worker = Worker(_service(node, checkpoint, context, stages, options.dead_after))
         await worker.start(listener)
         host, port = listener.getsockname()[:2]
         log.info(
@@ -108,7 +108,9 @@ async def _load(node: Node, checkpoint: Checkpoint, context: int, thread: Device
     return stages
 
 
-def _service(node: Node, checkpoint: Checkpoint, context: int, stages: list[LocalStage]) -> Service:
+def _service(
+    node: Node, checkpoint: Checkpoint, context: int, stages: list[LocalStage], dead_after: float
+) -> Service:
     return Service(
         node=node.name,
         model=checkpoint.config.fingerprint,
@@ -117,6 +119,7 @@ def _service(node: Node, checkpoint: Checkpoint, context: int, stages: list[Loca
         stages={stage.blocks.start: stage for stage in stages},
         # Every block was just loaded, so every fingerprint is known.
         fingerprints=[checkpoint.span_fingerprint(span) or "" for span in node.spans],
+        dead_after=dead_after,
     )
 
 

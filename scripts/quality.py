@@ -13,7 +13,7 @@ import ast
 import contextlib
 import platform
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cake.crew import Crew
 from cake.device import DeviceThread
 from cake.model.batch import Batch, Segment
 from cake.model.linear import Placement, Quantization
@@ -31,6 +32,7 @@ from cake.model.tokenizer import Tokenizer
 from cake.pipeline import Pipeline, open_pipeline
 from cake.protocol.tensors import from_wire, to_wire
 from cake.remote import Patience
+from cake.routes import Routes
 from cake.stage import Computed, LocalStage
 from cake.text import columns
 from cake.topology import Topology
@@ -128,8 +130,8 @@ class Travelling:
 
     async def forward(self, batch: Batch) -> Computed:
         """Through the wire's encoding, the blocks, and the encoding again."""
-        hidden, compute_s = await self._stage.forward(Batch(self._travel(batch.hidden), batch.segments))
-        return Computed(self._travel(hidden), compute_s)
+        computed = await self._stage.forward(Batch(self._travel(batch.hidden), batch.segments))
+        return computed._replace(hidden=self._travel(computed.hidden))
 
     def _travel(self, hidden: Tensor) -> Tensor:
         wire = to_wire(hidden, self._dtype)
@@ -148,11 +150,16 @@ async def open_halves(checkpoint: Checkpoint, threads: int) -> dict[str, Pipelin
         stages.append(LocalStage("half", span, config, context, thread))
         await thread.run(stages[-1].load, checkpoint)
     ends = await thread.run(load_ends, checkpoint, config, thread.placement)
-    pipelines = {"none": Pipeline(config, stages, *ends, thread, context)}
+    pipelines = {"none": Pipeline(config, fixed(stages), *ends, thread, context)}
     for mode, dtype in WIRE.items():
         over = [Travelling(stage, dtype) for stage in stages]
-        pipelines[mode] = Pipeline(config, over, *ends, thread, context)
+        pipelines[mode] = Pipeline(config, fixed(over), *ends, thread, context)
     return pipelines
+
+
+def fixed(stages: Sequence[LocalStage | Travelling]) -> Routes:
+    """The one route along these stages."""
+    return Routes(stages[-1].blocks.stop, stages, Crew([], Patience()))
 
 
 async def open_local(checkpoint: Checkpoint, mode: Quantization, threads: int) -> Pipeline:

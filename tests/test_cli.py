@@ -164,7 +164,7 @@ def test_an_unreachable_worker_is_named(cli, folder: Path, tmp_path: Path, monke
     with socket.socket() as unused:  # bound, but not listening: connections are refused
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-        monkeypatch.setattr(master, "Patience", lambda: IMPATIENT)
+        monkeypatch.setattr(master, "Patience", lambda **_: IMPATIENT)
         path = topology_file(tmp_path, TOPOLOGY.format(port=port, layers="0"))
         result = cli("--model", folder, "--topology", path)
     assert result.exit_code == 2
@@ -208,7 +208,7 @@ def test_a_worker_that_will_not_do_is_explained(
         0.0,
     )
     answer = reply if isinstance(reply, bytes) else wire(replace(good, **reply))
-    monkeypatch.setattr(master, "Patience", lambda: replace(PATIENT, handshake=0.3 if not answer else 20))
+    monkeypatch.setattr(master, "Patience", lambda **_: replace(PATIENT, handshake=0.3 if not answer else 20))
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:

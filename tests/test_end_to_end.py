@@ -280,16 +280,37 @@ def test_ctrl_c_ends_either_role_cleanly(processes: Start, tmp_path: Path) -> No
     assert "Traceback" not in stderr
 
 
-def test_a_worker_that_dies_ends_the_master_in_one_line(processes: Start, tmp_path: Path) -> None:
+def test_a_worker_that_does_not_come_back_ends_the_master_in_one_line(
+    processes: Start, tmp_path: Path
+) -> None:
     topology, (worker,) = start_workers(processes, tmp_path, "0-29")
-    master = processes("--topology", topology, "-n", 2000, "--raw", "--prompt", PROMPTS[1], *GREEDY)
+    master = processes(
+        *("--topology", topology, "-n", 2000, "--raw", "--prompt", PROMPTS[1], *GREEDY, "--rejoin-timeout", 1)
+    )
     master.wait_for("norm, head")
     assert master.process.stdout is not None
     assert master.process.stdout.read(1)
     worker.process.kill()
     code, _, stderr = master.finish()
     assert code == 2
-    assert stderr.splitlines()[-1].startswith("Error: lost worker 'worker0' at 127.0.0.1:")
+    assert "lost worker 'worker0' at 127.0.0.1:" in stderr
+    assert stderr.splitlines()[-1].startswith("Error: nobody has served blocks 0-29 for 1 s")
+
+
+def test_a_worker_killed_in_mid_answer_costs_no_token(
+    processes: Start, demo_model: Path, tmp_path: Path, expected: dict[str, list[int]]
+) -> None:
+    topology, workers = start_workers(processes, tmp_path, "0-9", "10-29")
+    master = processes("--topology", topology, "-n", N, "--raw", "--prompt", PROMPTS[1], *GREEDY, "--adopt")
+    master.wait_for("norm, head")
+    assert master.process.stdout is not None
+    start = master.process.stdout.read(1)
+    workers[1].process.kill()
+    rest = master.process.stdout.read()
+    code, _, stderr = master.finish()
+    assert code == 0, stderr
+    assert "blocks 10-29 are lost; loading them here" in stderr
+    assert start + rest == Tokenizer(demo_model).decode(until_stop(expected[PROMPTS[1]])) + "\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc")

@@ -261,6 +261,6 @@ def test_any_message_comes_back(message: Message) -> None:
 def test_the_documentation_shows_the_bytes_that_are_sent() -> None:
     text = (Path(cake.__file__).parent / "protocol" / "PROTOCOL.md").read_text(encoding="utf-8")
     block = next(part for part in text.split("```") if part.lstrip().startswith("43 41 4b 45"))
-    head, payload = encode(Hello(version=2, software="cake/0.1.0", node="worker0", visit=""))
+    head, payload = encode(Hello(version=3, software="cake/0.1.0", node="worker0", visit=""))
     assert bytes.fromhex(block) == head
     assert not payload

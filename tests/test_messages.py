@@ -8,6 +8,8 @@ from cake.errors import ProtocolError
 from cake.protocol.int8_layout import Int8Layout
 from cake.protocol.messages import (
     MESSAGES,
+    VERSION,
+    Alive,
     Failed,
     Forget,
     Forward,
@@ -21,6 +23,7 @@ from cake.protocol.messages import (
     Result,
     SpanInfo,
     StageReport,
+    Unlinked,
     Welcome,
     WireSegment,
     WireTensor,
@@ -49,6 +52,8 @@ EXAMPLES: list[Message] = [
     WELCOME,
     Link(3, "attic", "192.168.1.20", 10128, "5ec7e7"),
     Linked(3),
+    Unlinked(3, "the worker is gone"),
+    Alive(),
     Forward(
         2**64 - 1,
         6,
@@ -64,13 +69,13 @@ EXAMPLES: list[Message] = [
     Goodbye("the master is done"),
 ]
 HEADERS = {
-    "hello": {"kind": "hello", "version": 2, "software": "s", "node": "attic", "visit": ""},
+    "hello": {"kind": "hello", "version": VERSION, "software": "s", "node": "attic", "visit": ""},
     "lost": {"kind": "lost", "id": 1, "session": 2, "held": 3},
     "failed": {"kind": "failed", "id": 1, "reason": "r"},
     "forget": {"kind": "forget", "sessions": [1, 2]},
     "welcome": {
         "kind": "welcome",
-        "version": 2,
+        "version": VERSION,
         "software": "s",
         "node": "attic",
         "model": "m",
@@ -85,6 +90,8 @@ HEADERS = {
     },
     "link": {"kind": "link", "id": 1, "node": "attic", "host": "h", "port": 10128, "visit": "v"},
     "linked": {"kind": "linked", "id": 1},
+    "unlinked": {"kind": "unlinked", "id": 1, "reason": "r"},
+    "alive": {"kind": "alive"},
     "forward": {
         "kind": "forward",
         "id": 1,
@@ -123,6 +130,8 @@ def test_there_is_an_example_of_every_kind() -> None:
         "welcome",
         "link",
         "linked",
+        "unlinked",
+        "alive",
         "forward",
         "result",
         "lost",
@@ -153,7 +162,7 @@ def test_the_tensor_travels_as_payload() -> None:
 @pytest.mark.parametrize("kind", ["hello", "welcome"])
 def test_a_greeting_of_another_version_is_understood_so_far(kind: str) -> None:
     older = {"kind": kind, "version": 1, "software": "cake/0.1.0", "node": "attic"}
-    with pytest.raises(ProtocolError, match="version 1, this side speaks 2; run the same Cake"):
+    with pytest.raises(ProtocolError, match=f"version 1, this side speaks {VERSION}; run the same Cake"):
         from_header(older, b"")
 
 

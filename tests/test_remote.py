@@ -19,6 +19,7 @@ from cake.protocol.frames import FrameReader, Limits, encode
 from cake.protocol.handshake import SOFTWARE, Expectation
 from cake.protocol.messages import (
     VERSION,
+    Alive,
     Failed,
     Forget,
     Forward,
@@ -56,7 +57,7 @@ class Peer:
         while not self._inbox:
             data = await soon(self.reader.read(2**16))
             assert data, "the other end hung up"
-            self._inbox += [frame.message for frame in self._frames.feed(data)]
+            self._inbox += self._read(data)
         return self._inbox.pop(0)
 
     def say(self, *messages: Message) -> None:
@@ -66,7 +67,12 @@ class Peer:
     async def hear_all(self) -> list[Message]:
         """Everything until the other end hangs up."""
         rest = await soon(self.reader.read())
-        return self._inbox + [frame.message for frame in self._frames.feed(rest)]
+        return self._inbox + self._read(rest)
+
+    def _read(self, data: bytes) -> list[Message]:
+        """What it says besides being alive."""
+        messages = [frame.message for frame in self._frames.feed(data)]
+        return [message for message in messages if not isinstance(message, Alive)]
 
     async def gone(self) -> None:
         """Wait until the other end has hung up."""
@@ -224,7 +230,7 @@ UNFIT = {
     "mid-frame": (hangs_up_in_mid_frame, "does not speak Cake's protocol: .*middle of a frame"),
     "goodbye": (says(Goodbye("I am 'attic'")), "refused: I am 'attic'"),
     "other message": (says(Forget((1,))), "does not speak Cake's protocol: .*out of order"),
-    "other version": (says(welcome(version=9)), "speaks protocol version 9, this master 2"),
+    "other version": (says(welcome(version=9)), f"speaks protocol version 9, this master {VERSION}"),
     "other model": (says(welcome(model="n")), "serves another model"),
     "other spans": (
         says(welcome(spans=(SpanInfo(3, 5, "aa"),))),

@@ -17,6 +17,9 @@ ALLOWED: dict[tuple[str, str, str], str] = {
     ("greeted", "worker", "welcome"): "ready",
     ("greeted", "worker", "goodbye"): "over",
     ("greeted", "master", "goodbye"): "over",
+    ("ready", "master", "alive"): "ready",
+    ("ready", "worker", "alive"): "ready",
+    ("ready", "worker", "unlinked"): "ready",
     ("ready", "master", "link"): "ready",
     ("ready", "master", "forward"): "ready",
     ("ready", "master", "forget"): "ready",
@@ -61,4 +64,4 @@ def test_every_message_in_every_state(state: State, speaker: Role, kind: str) ->
 
 def test_the_table_here_speaks_of_all_kinds() -> None:
     assert {kind for _, _, kind in ALLOWED} == SAMPLES.keys()
-    assert len(SAMPLES) == 10
+    assert len(SAMPLES) == 12

@@ -139,7 +139,7 @@ BEFORE_HELLO = {
     "empty forward first": (wire(forward()), "a forward message from the master is out of order"),
     "forward first": (wire(forward((0, 0, 1))), "a payload of 256 bytes is over the limit 0"),
     "goodbye first": (wire(Goodbye("oops")), "a goodbye message from the master is out of order"),
-    "other version": (wire(replace(HELLO, version=9)), "speaks protocol version 2, the master"),
+    "other version": (wire(replace(HELLO, version=9)), f"speaks protocol version {VERSION}, the master"),
     "other node": (wire(replace(HELLO, node="attic")), "this worker is 'porch', not 'attic'"),
     "hello and forward at once": (wire(HELLO, forward()), "a forward message from the master is out of"),
 }

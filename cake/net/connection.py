@@ -17,7 +17,7 @@ from typing import cast
 
 from cake.errors import ProtocolError
 from cake.protocol.frames import HANDSHAKE_LIMITS, MAX_HEADER, Frame, FrameReader, Limits, encode
-from cake.protocol.messages import Goodbye, Message
+from cake.protocol.messages import Alive, Goodbye, Message
 from cake.protocol.states import Conversation, Role
 
 READ_BYTES = 256 * 1024
@@ -25,6 +25,8 @@ JOIN_BYTES = 64 * 1024
 MAX_WAITING = 8  # messages that arrived and were not received yet; each may hold a batch
 GOODBYE_S = 1.0
 MAX_REASON = 500
+ALIVE_EVERY_S = 1.0
+DEAD_AFTER_S = 10.0
 
 
 def _socket_options() -> list[tuple[int, int, int]]:
@@ -68,6 +70,8 @@ class Connection(asyncio.BufferedProtocol):
         self._writable: asyncio.Future[None] | None = None  # while the peer is slow to read
         self._hung_up = asyncio.Event()
         self._error: ConnectionLostError | ProtocolError | None = None
+        self._heard = self._beat_at = 0.0
+        self._reading = True
         self.bytes_sent = 0
         self.bytes_received = 0
         self.peer_address = "the peer"
@@ -80,6 +84,30 @@ class Connection(asyncio.BufferedProtocol):
         self._frames.limits = Limits(MAX_HEADER, payload)
         self._transport.set_write_buffer_limits(payload)
 
+    def keep_alive(self, dead_after: float = DEAD_AFTER_S) -> None:
+        """After the handshake: speak every second, and give up a peer silent for `dead_after` seconds.
+
+        A frozen process or a pulled cable sends no reset; a peer that computes goes on speaking.
+        """
+        self._heard = self._beat_at = asyncio.get_running_loop().time()
+        self._beat(dead_after)
+
+    def _beat(self, dead_after: float) -> None:
+        if self.over or self._transport.is_closing():
+            return
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if not self._reading or now - self._beat_at > ALIVE_EVERY_S:  # it was this side that did not listen
+            self._heard = now
+        if now - self._heard > dead_after:
+            self._end(ConnectionLostError(f"the {self._peer} has been silent for {dead_after:g} s"))
+            self.abort()
+            return
+        self._conversation.said(self._role, Alive())
+        self._write(Alive())
+        self._beat_at = now + ALIVE_EVERY_S
+        loop.call_at(self._beat_at, self._beat, dead_after)
+
     @property
     def over(self) -> bool:
         """Whether nothing can be said any more: goodbye was said, or the peer is gone."""
@@ -90,6 +118,14 @@ class Connection(asyncio.BufferedProtocol):
         self._conversation.said(self._role, message)
         if self._transport.is_closing():
             raise self._lost()
+        n_bytes = self._write(message)
+        if self._writable is not None:
+            await asyncio.shield(self._writable)
+            if self._transport.is_closing():
+                raise self._lost()
+        return n_bytes
+
+    def _write(self, message: Message) -> int:
         head, payload = encode(message)
         if len(payload) < JOIN_BYTES:  # one packet is worth the copy
             self._transport.write(head + payload)
@@ -98,10 +134,6 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.write(payload)
         n_bytes = len(head) + len(payload)
         self.bytes_sent += n_bytes
-        if self._writable is not None:
-            await asyncio.shield(self._writable)
-            if self._transport.is_closing():
-                raise self._lost()
         return n_bytes
 
     async def receive(self) -> Frame:
@@ -114,6 +146,7 @@ class Connection(asyncio.BufferedProtocol):
         frame = self._inbox.popleft()
         if len(self._inbox) < MAX_WAITING:
             self._transport.resume_reading()
+            self._reading = True
         return frame
 
     def hand_over(self, on_frame: Callable[[Frame], None], on_end: Callable[[Exception], None]) -> None:
@@ -189,11 +222,14 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, n_bytes: int) -> None:
         """Bytes have arrived."""
         self.bytes_received += n_bytes
+        self._heard = asyncio.get_running_loop().time()
         if self._error is not None:
             return
         try:
             for frame in self._frames.feed(memoryview(self._landing)[:n_bytes]):
                 self._conversation.said(self._peer, frame.message)
+                if isinstance(frame.message, Alive):
+                    continue
                 frame = frame._replace(arrived_s=time.perf_counter())
                 if self._on_frame is not None:
                     self._on_frame(frame)
@@ -204,6 +240,7 @@ class Connection(asyncio.BufferedProtocol):
             self._end(error)
         if len(self._inbox) >= MAX_WAITING:
             self._transport.pause_reading()  # TCP makes the peer wait
+            self._reading = False
         self._wake()
 
     def eof_received(self) -> bool:

@@ -27,6 +27,7 @@ class Expectation:
     hidden_size: int
     spans: tuple[range, ...]
     fingerprints: tuple[str | None, ...]
+    context: int = 0  # tokens of a session that it must have room for
 
 
 def hello(node: str, visit: str = "") -> Hello:
@@ -64,6 +65,11 @@ def check_welcome(message: Welcome, expected: Expectation, address: str) -> None
         raise NodeError(
             f"{who} serves blocks {_describe(served)}, but this topology says {_describe(promised)}; "
             "give both the same topology"
+        )
+    if message.context < expected.context:
+        raise NodeError(
+            f"{who} holds sessions of at most {message.context} tokens, and those here may have "
+            f"{expected.context}; start it with --context {expected.context}"
         )
     if not message.max_batch_tokens:
         raise NodeError(f"{who} takes no tokens at all (its max_batch_tokens is 0)")

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 from cake.errors import ProtocolError
 from cake.protocol.int8_layout import Int8Layout
 
-VERSION = 2
+VERSION = 3
 ITEM_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 WIRE_DTYPES = (*ITEM_SIZES, "int8")
 
@@ -149,6 +149,22 @@ class Linked(Message):
 
 
 @dataclass(frozen=True)
+class Unlinked(Message):
+    """Worker to master: that link is no more, and with it whatever was on its way there."""
+
+    kind: ClassVar[str] = "unlinked"
+    id: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Alive(Message):
+    """Either side, every second: I am here, whatever I compute."""
+
+    kind: ClassVar[str] = "alive"
+
+
+@dataclass(frozen=True)
 class Forward(Message):
     """To a worker: run these hidden states through the span that begins at block `first`.
 
@@ -210,10 +226,11 @@ class Goodbye(Message):
     reason: str
 
 
-MESSAGES: dict[str, type[Message]] = {
-    message.kind: message
-    for message in (Hello, Welcome, Link, Linked, Forward, Result, Lost, Failed, Forget, Goodbye)
-}
+_EVERY: tuple[type[Message], ...] = (
+    *(Hello, Welcome, Alive, Link, Linked, Unlinked),
+    *(Forward, Result, Lost, Failed, Forget, Goodbye),
+)
+MESSAGES = {message.kind: message for message in _EVERY}
 
 
 def to_header(message: Message) -> tuple[dict[str, Any], Buffer]:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from cake.errors import ProtocolError
 from cake.protocol.messages import (
+    Alive,
     Failed,
     Forget,
     Forward,
@@ -18,6 +19,7 @@ from cake.protocol.messages import (
     Lost,
     Message,
     Result,
+    Unlinked,
     Welcome,
 )
 
@@ -30,11 +32,14 @@ TABLE: dict[tuple[State, Role, type[Message]], State] = {
     ("greeted", "worker", Welcome): "ready",
     ("greeted", "worker", Goodbye): "over",
     ("greeted", "master", Goodbye): "over",
+    ("ready", "master", Alive): "ready",
+    ("ready", "worker", Alive): "ready",
     ("ready", "master", Link): "ready",
     ("ready", "master", Forward): "ready",
     ("ready", "master", Forget): "ready",
     ("ready", "master", Goodbye): "over",
     ("ready", "worker", Linked): "ready",
+    ("ready", "worker", Unlinked): "ready",
     ("ready", "worker", Result): "ready",
     ("ready", "worker", Lost): "ready",
     ("ready", "worker", Failed): "ready",

@@ -60,12 +60,16 @@ def split(model: str, topology_file: Path, output: Path) -> None:
 
 def plan(checkpoint: Checkpoint, topology: Topology) -> list[Bundle]:
     """The bundles, nodes first. Raises when topology and checkpoint do not fit."""
-    layout = topology.layout(checkpoint.config.n_blocks)
-    owner = {block: node.name for node, span in layout if node is not None for block in span}
-    tensors: dict[str, list[str]] = {name: [] for name in (*topology.nodes, MASTER)}
+    topology.layout(checkpoint.config.n_blocks)  # or say what does not fit
+    own = {block for span in topology.own_spans(checkpoint.config.n_blocks) for block in span}
+    blocks = {node.name: {b for span in node.spans for b in span} for node in topology.nodes.values()}
+    blocks[MASTER] = own
+    tensors: dict[str, list[str]] = {name: [] for name in blocks}
     for name in checkpoint.names():
         block = block_of(name)
-        tensors[MASTER if block is None else owner.get(block, MASTER)].append(name)
+        for node, served in blocks.items():
+            if block in served or (block is None and node == MASTER):
+                tensors[node].append(name)
     texts = {name: dump_topology(Topology({name: node})) for name, node in topology.nodes.items()}
     texts[MASTER] = dump_topology(topology)
     for name, names in tensors.items():

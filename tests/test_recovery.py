@@ -1,0 +1,247 @@
+"""What is lost is made good: workers that go, come back, freeze, or lose their way to one another."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import GREEDY, NoText, cpu_thread, greedy_ids, pipeline_over, serving
+from relay import Relay
+
+from cake.errors import NodeLostError
+from cake.generator import Generator
+from cake.model.sampling import SamplingParams
+from cake.net.connection import Connection
+from cake.pipeline import Pipeline, open_pipeline
+from cake.protocol.messages import Link
+from cake.remote import Patience
+from cake.routes import Recovery
+from cake.session import Session
+from cake.topology import Node, Topology
+from cake.visit import _connect_peer
+from cake.weights.checkpoint import Checkpoint
+
+FIRST, SECOND = range(0, 3), range(3, 6)
+PROMPT = [5, 17, 99, 3, 42, 7]
+SAMPLED = SamplingParams(temperature=1, seed=7)
+N = 24
+QUICK = Patience(total=5, first_pause=0.02, longest_pause=0.1, dead_after=0.5)
+
+
+@pytest.fixture(autouse=True)
+def lively(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second of silence is long here."""
+    monkeypatch.setattr("cake.net.connection.ALIVE_EVERY_S", 0.05)
+
+
+def generator_of(pipeline: Pipeline) -> Generator:
+    """Letters instead of text."""
+    return Generator(pipeline, NoText(), frozenset())  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def master_over(
+    folder: Path, *nodes: Node, recovery: Recovery | None = None, patience: Patience = QUICK
+) -> AsyncIterator[Pipeline]:
+    topology = Topology({node.name: node for node in nodes})
+    checkpoint = Checkpoint(folder)
+    pipeline = await open_pipeline(checkpoint, topology, cpu_thread(), 512, patience, recovery=recovery)
+    try:
+        yield pipeline
+    finally:
+        await pipeline.close()
+
+
+@asynccontextmanager
+async def behind_relay(node: Node) -> AsyncIterator[tuple[Node, Relay]]:
+    async with Relay((node.host, node.port)) as relay:
+        yield replace(node, host=relay.address[0], port=relay.address[1]), relay
+
+
+async def ids_with(
+    pipeline: Pipeline, fault: Callable[[int], object], sampling: SamplingParams = GREEDY, n: int = N
+) -> list[int]:
+    """The ids generated while `fault` is called after every token with the number of tokens so far."""
+    ids: list[int] = []
+    generator = generator_of(pipeline)
+    async for piece in generator.generate(Session(), PROMPT, sampling, n):
+        ids.append(piece.token)
+        result = fault(len(ids))
+        if asyncio.iscoroutine(result):
+            await result
+    return ids
+
+
+@pytest.fixture
+async def expected(tiny_model: Path) -> dict[str, list[int]]:
+    """What is generated here, by how it is sampled."""
+    async with pipeline_over(tiny_model) as pipeline:
+        return {
+            "greedy": await ids_with(pipeline, lambda _: None),
+            "sampled": await ids_with(pipeline, lambda _: None, SAMPLED),
+        }
+
+
+@pytest.mark.parametrize(("name", "sampling"), [("greedy", GREEDY), ("sampled", SAMPLED)])
+async def test_a_replica_goes_on_where_a_worker_was_lost(
+    tiny_model: Path, expected: dict[str, list[int]], name: str, sampling: SamplingParams
+) -> None:
+    async with AsyncExitStack() as stack:
+        dying = AsyncExitStack()
+        first = await stack.enter_async_context(serving(tiny_model, "first", FIRST))
+        second = await dying.enter_async_context(serving(tiny_model, "second", SECOND))
+        spare = replace(await stack.enter_async_context(serving(tiny_model, "spare", SECOND)), replica=True)
+        pipeline = await stack.enter_async_context(master_over(tiny_model, first, second, spare))
+        ids = await ids_with(pipeline, lambda n: dying.aclose() if n == 9 else None, sampling)
+        assert ids == expected[name]
+        tokens = {stage.node: stage.stats.tokens for stage in pipeline.stages}
+        assert tokens["second"] >= 9
+        assert tokens["spare"] >= N - 9
+
+
+async def test_sessions_are_spread_over_replicas_and_their_texts_are_the_same(
+    tiny_model: Path, expected: dict[str, list[int]]
+) -> None:
+    async with AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(serving(tiny_model, "first", FIRST))]
+        for name in ("a", "b"):
+            node = await stack.enter_async_context(serving(tiny_model, name, SECOND))
+            nodes.append(replace(node, replica=True))
+        pipeline = await stack.enter_async_context(master_over(tiny_model, *nodes))
+        generator = generator_of(pipeline)
+
+        async def answer() -> list[int]:
+            return [piece.token async for piece in generator.generate(Session(), PROMPT, GREEDY, N)]
+
+        texts = await asyncio.gather(*(answer() for _ in range(4)))
+        assert texts == [expected["greedy"]] * 4
+        tokens = {stage.node: stage.stats.tokens for stage in pipeline.stages}
+        assert tokens["a"] == tokens["b"] > 0
+
+
+async def test_eight_requests_survive_the_loss_of_a_replica(
+    tiny_model: Path, expected: dict[str, list[int]]
+) -> None:
+    async with AsyncExitStack() as stack:
+        dying = AsyncExitStack()
+        a = replace(await dying.enter_async_context(serving(tiny_model, "a", range(6))), replica=True)
+        b = replace(await stack.enter_async_context(serving(tiny_model, "b", range(6))), replica=True)
+        pipeline = await stack.enter_async_context(master_over(tiny_model, a, b))
+        generator, count = generator_of(pipeline), itertools.count()
+
+        async def answer() -> list[int]:
+            ids = []
+            async for piece in generator.generate(Session(), PROMPT, GREEDY, N):
+                ids.append(piece.token)
+                if next(count) == 60:
+                    await dying.aclose()
+            return ids
+
+        assert await asyncio.gather(*(answer() for _ in range(8))) == [expected["greedy"]] * 8
+
+
+async def test_a_worker_that_comes_back_is_given_the_tokens_again(
+    tiny_model: Path, expected: dict[str, list[int]]
+) -> None:
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(serving(tiny_model, "first", FIRST))
+        second = await stack.enter_async_context(serving(tiny_model, "second", SECOND))
+        node, relay = await stack.enter_async_context(behind_relay(second))
+        pipeline = await stack.enter_async_context(master_over(tiny_model, first, node))
+
+        async def cut_and_restore() -> None:
+            relay.cut()
+            asyncio.get_running_loop().call_later(0.3, relay.restore)
+
+        ids = await ids_with(pipeline, lambda n: cut_and_restore() if n in (5, 11) else None)
+        assert ids == expected["greedy"]
+
+
+async def test_a_link_that_freezes_is_noticed(tiny_model: Path, expected: dict[str, list[int]]) -> None:
+    async with AsyncExitStack() as stack:
+        second = await stack.enter_async_context(serving(tiny_model, "second", SECOND))
+        node, relay = await stack.enter_async_context(behind_relay(second))
+        pipeline = await stack.enter_async_context(master_over(tiny_model, node))
+
+        async def freeze() -> None:
+            relay.freeze()
+            asyncio.get_running_loop().call_later(2, relay.thaw)
+
+        assert await ids_with(pipeline, lambda n: freeze() if n == 5 else None) == expected["greedy"]
+
+
+async def test_the_master_takes_over_what_nobody_serves(
+    tiny_model: Path, expected: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cake.routes.ADOPT_AFTER_S", 0.1)
+    async with AsyncExitStack() as stack:
+        dying = AsyncExitStack()
+        first = await stack.enter_async_context(serving(tiny_model, "first", FIRST))
+        second = await dying.enter_async_context(serving(tiny_model, "second", SECOND))
+        recovery = Recovery(rejoin_timeout=20, adopt=True)
+        pipeline = await stack.enter_async_context(master_over(tiny_model, first, second, recovery=recovery))
+        ids = await ids_with(pipeline, lambda n: dying.aclose() if n == 9 else None)
+        assert ids == expected["greedy"]
+        assert [stage.node for stage in pipeline.stages] == ["first", "second", "master"]
+
+
+async def test_a_request_ends_when_nobody_comes_and_the_next_one_finds_who_came(
+    tiny_model: Path, expected: dict[str, list[int]]
+) -> None:
+    async with AsyncExitStack() as stack:
+        second = await stack.enter_async_context(serving(tiny_model, "second", SECOND))
+        node, relay = await stack.enter_async_context(behind_relay(second))
+        recovery = Recovery(rejoin_timeout=0.2)
+        pipeline = await stack.enter_async_context(master_over(tiny_model, node, recovery=recovery))
+        with pytest.raises(NodeLostError, match=r"nobody has served blocks 3-5 for .* s"):
+            await ids_with(pipeline, lambda n: relay.cut() if n == 3 else None)
+        relay.restore()
+        await pipeline.mend()
+        assert await greedy_ids(pipeline, PROMPT, N) == expected["greedy"]
+
+
+async def test_a_broken_link_between_workers_is_made_anew(
+    tiny_model: Path, expected: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links: list[Connection] = []
+
+    async def connect_peer(message: Link) -> Connection:
+        links.append(await _connect_peer(message))
+        return links[-1]
+
+    monkeypatch.setattr("cake.visit._connect_peer", connect_peer)
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(serving(tiny_model, "first", FIRST))
+        second = await stack.enter_async_context(serving(tiny_model, "second", SECOND))
+        pipeline = await stack.enter_async_context(master_over(tiny_model, first, second))
+        ids = await ids_with(pipeline, lambda n: links[-1].abort() if n in (5, 11) else None)
+        assert ids == expected["greedy"]
+        assert len(links) == 3
+        tokens = [stage.stats.tokens for stage in pipeline.stages]
+        assert max(tokens) <= len(PROMPT) + N + 2  # nothing but what was on its way is computed again
+
+
+async def test_a_link_that_cannot_be_made_anew_is_done_without(
+    tiny_model: Path,
+    expected: dict[str, list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    links: list[Connection] = []
+
+    async def connect_peer(message: Link) -> Connection:
+        if links:
+            raise ConnectionRefusedError(111, "refused")
+        links.append(await _connect_peer(message))
+        return links[-1]
+
+    monkeypatch.setattr("cake.visit._connect_peer", connect_peer)
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(serving(tiny_model, "first", FIRST))
+        second = await stack.enter_async_context(serving(tiny_model, "second", SECOND))
+        pipeline = await stack.enter_async_context(master_over(tiny_model, first, second))
+        assert await ids_with(pipeline, lambda n: links[-1].abort() if n == 5 else None) == expected["greedy"]
+    assert "worker 'first' cannot reach worker 'second'" in caplog.text
