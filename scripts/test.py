@@ -17,10 +17,14 @@ CHECKS = (
 )
 
 
+# A process for each core, as most tests wait for others' processes; but each holds a torch of its own.
+IN_PARALLEL = ["-n", "logical", "--maxprocesses", "4", "--dist", "loadgroup"]
+
+
 def main() -> int:
     """Run all checks, even after one failed; 0 if all passed."""
     python = str(ensure("dev"))
-    commands = [*CHECKS, ["pytest", *sys.argv[1:]]]
+    commands = [*CHECKS, ["pytest", *IN_PARALLEL, *sys.argv[1:]]]
     failed = []
     for command in commands:
         print("$", *command, flush=True)

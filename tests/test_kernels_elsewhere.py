@@ -16,7 +16,10 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the kernels are not built there")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="the kernels are not built there"),
+    pytest.mark.xdist_group("emulated"),  # who builds them once
+]
 
 TESTS = Path(__file__).parent
 SOURCES = [TESTS / "kernels_reference.c", TESTS.parent / "cake/kernels/matrix.c"]
