@@ -54,6 +54,11 @@ class Pipeline:
         return self._routes.stages
 
     @property
+    def crew(self) -> Crew:
+        """The workers, as they come and go."""
+        return self._routes.crew
+
+    @property
     def n_stages(self) -> int:
         """Devices that can compute at the same time."""
         return self._routes.n_nodes
@@ -61,7 +66,7 @@ class Pipeline:
     @property
     def max_batch_tokens(self) -> int:
         """What every worker takes at once."""
-        workers = self._routes.crew.workers.values()
+        workers = self.crew.workers.values()
         return min([MAX_BATCH_TOKENS, *(worker.welcome.max_batch_tokens for worker in workers)])
 
     async def forward(self, ids: Sequence[int], segments: Sequence[Segment]) -> Tensor:
@@ -95,7 +100,7 @@ class Pipeline:
     async def close(self) -> None:
         """Take leave of the workers and abandon what still runs."""
         self._thread.close()
-        await self._routes.crew.close()
+        await self.crew.close()
 
     def _embed(self, ids: Sequence[int]) -> Tensor:
         return self._embedding(torch.tensor(ids, device=self._thread.placement.device))
