@@ -21,6 +21,7 @@ from cake.protocol.messages import Alive, Goodbye, Message
 from cake.protocol.states import Conversation, Role
 
 READ_BYTES = 256 * 1024
+STRANGER_BYTES = 8 * 1024  # to read a stranger's words, of whom there may be a thousand
 JOIN_BYTES = 64 * 1024
 MAX_WAITING = 8  # messages that arrived and were not received yet; each may hold a batch
 GOODBYE_S = 1.0
@@ -64,7 +65,7 @@ class Connection(asyncio.BufferedProtocol):
         self._on_end: Callable[[Exception], None] | None = None
         self._conversation = Conversation()
         self._frames = FrameReader(HANDSHAKE_LIMITS)
-        self._landing = bytearray(READ_BYTES)
+        self._landing = bytearray(STRANGER_BYTES)
         self._inbox: deque[Frame] = deque()
         self._arrival: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None  # while the peer is slow to read
@@ -82,6 +83,7 @@ class Connection(asyncio.BufferedProtocol):
         As much may wait to be sent before `send` does: who computes shall not wait for a slow link.
         """
         self._frames.limits = Limits(MAX_HEADER, payload)
+        self._landing = bytearray(READ_BYTES)
         self._transport.set_write_buffer_limits(payload)
 
     def keep_alive(self, dead_after: float = DEAD_AFTER_S) -> None:
