@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from cake.errors import CakeError, PromptTooLongError
-from cake.job import OnProgress
+from cake.job import OnProgress, nobody
 from cake.model.sampling import Sampler, SamplingParams
 from cake.model.tokenizer import Detokenizer, Tokenizer
 from cake.pipeline import Pipeline
@@ -40,10 +40,6 @@ class Made:
     tokens: list[int]
     proposed: int
     held: int  # the session's tokens that the stages hold, these included
-
-
-def _nobody(n_tokens: int) -> None:
-    """Who is told of progress when nobody wants to know."""
 
 
 class Generator:
@@ -79,7 +75,7 @@ class Generator:
         prompt: Sequence[int],
         sampling: SamplingParams,
         max_tokens: int,
-        on_progress: OnProgress = _nobody,
+        on_progress: OnProgress = nobody,
     ) -> AsyncIterator[Piece]:
         """As `generate`, when it is this request's turn, and in a session that is kept for others."""
         self.check(prompt)
@@ -93,7 +89,7 @@ class Generator:
         prompt: Sequence[int],
         sampling: SamplingParams,
         max_tokens: int,
-        on_progress: OnProgress = _nobody,
+        on_progress: OnProgress = nobody,
     ) -> AsyncIterator[Piece]:
         """Run the prompt and yield up to `max_tokens` tokens as they are made.
 
@@ -147,21 +143,16 @@ class Generator:
         return made
 
     async def _verify(
-        self, session: Session, sampler: Sampler, proposals: list[int], on_progress: OnProgress = _nobody
+        self, session: Session, sampler: Sampler, proposals: list[int], on_progress: OnProgress = nobody
     ) -> Made:
         """Run what the stages lack, and the proposals behind it as if they were the session's."""
-        ids, n_right = session.ids, 0
+        ids = session.ids
 
         def choose(logits: Tensor) -> list[int]:
             return sampler.verify(logits, ids, proposals)
 
-        try:
-            session.ids = ids + proposals
-            tokens = await self._scheduler.run(session, choose, len(proposals) + 1, on_progress)
-            n_right = len(tokens) - 1
-            return Made(tokens, len(proposals), len(ids) + n_right)
-        finally:  # whatever happened, nothing that was only proposed stays
-            session.ids, session.held = ids, min(session.held, len(ids))
+        tokens = await self._scheduler.run(session, choose, proposals, on_progress)
+        return Made(tokens, len(proposals), len(ids) + len(tokens) - 1)
 
     def _speculation(self, session: Session) -> Speculation | None:
         """Who proposes for this session, of which a new answer begins."""
