@@ -52,6 +52,11 @@ class Pipeline:
         """Devices that can compute at the same time."""
         return len({stage.node for stage in self.stages})
 
+    @property
+    def network_s(self) -> float:
+        """Seconds that a small batch spends on the network, as measured lately."""
+        return sum(leg.network_s for leg in self._legs if isinstance(leg, Chain))
+
     async def forward(self, ids: Sequence[int], segments: Sequence[Segment]) -> Tensor:
         """Run tokens `ids`, laid out by `segments`, through all blocks.
 
