@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import logging
 import time
+from collections import deque
 from collections.abc import Sequence
 
 from cake.errors import NodeError, NodeLostError
@@ -20,6 +21,8 @@ from cake.wire_dtype import Trip, WireDtype
 
 log = logging.getLogger(__name__)
 
+LATEST = 16  # trips
+
 
 class Chain:
     """Consecutive stages; `links` are those of each worker to the next."""
@@ -31,6 +34,7 @@ class Chain:
         self.stages = tuple(stages)
         round_trips = sum(stage.worker.round_trip_s for stage in stages)
         self._wire_dtype = WireDtype(stages[0].node, wire_dtype, round_trips)
+        self._latest_network_s: deque[float] = deque(maxlen=LATEST)
         hops = zip(links, self.stages[1:], strict=True)
         self._route = tuple(Hop(link, stage.blocks.start) for link, stage in hops)
 
@@ -47,6 +51,11 @@ class Chain:
     def _all_linked(self) -> bool:
         linked = zip(self._route, self.stages, strict=False)  # the last stage has no link
         return all(hop.link in stage.worker.links for hop, stage in linked)
+
+    @property
+    def network_s(self) -> float:
+        """What a small batch takes on the network: as much as the quickest of the latest."""
+        return min(self._latest_network_s, default=0.0)
 
     async def forward(self, batch: Batch) -> Computed:
         """Send the batch to the first, wait for the last, and convert back to the batch's dtype."""
@@ -97,6 +106,7 @@ class Chain:
             stats.bytes_sent += report.n_bytes
             stats.bytes_received += n_received
             stats.network_s += network_s / len(reports)
+        self._latest_network_s.append(network_s)
         return network_s
 
 

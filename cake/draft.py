@@ -60,6 +60,7 @@ class Drafter:
         self._model = model
         self._session = Session()
         self._agreed = 0  # tokens that this session certainly shares with the one it is for
+        self._guesser: Sampler | None = None
 
     async def begin(self, ids: Sequence[int]) -> None:
         """Run the prompt; the last token waits for the first proposal."""
@@ -69,13 +70,15 @@ class Drafter:
         self._agreed = len(ids) - 1
         await self._model.scheduler.run(self._session, _nothing)
 
-    async def propose(self, ids: Sequence[int], most: int, sampler: Sampler) -> list[int]:
+    async def propose(self, ids: Sequence[int], assumed: int, most: int, sampler: Sampler) -> list[int]:
         """Drawn one after the other from the draft's own odds, with the numbers `sampler` will draw."""
         most = min(most, self._model.pipeline.context - len(ids))
         if most <= 0:
             return []
-        self._follow(ids)
-        session, guesser = self._session, sampler.twin()
+        self._follow(ids, assumed)
+        if not assumed or self._guesser is None:  # else its next number is the right one already
+            self._guesser = sampler.twin()
+        session, guesser = self._session, self._guesser
         for _ in range(most):
             token = await self._model.scheduler.run(
                 session, lambda logits: guesser.sample(logits[-1], session.ids)
@@ -87,14 +90,14 @@ class Drafter:
         """Free its session."""
         await self._model.pipeline.forget(self._session.number)
 
-    def _follow(self, ids: Sequence[int]) -> None:
+    def _follow(self, ids: Sequence[int], assumed: int) -> None:
         """Become the sequence `ids`, by a look at the new tokens only."""
         own, shared = self._session, self._agreed
         while shared < min(own.held, len(ids) - 1) and own.ids[shared] == ids[shared]:
             shared += 1
         own.cut(shared)
         own.ids += ids[shared:]
-        self._agreed = len(ids)
+        self._agreed = len(ids) - assumed
 
 
 def _nothing(logits: Tensor) -> None:

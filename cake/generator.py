@@ -3,16 +3,16 @@
 An async iterator that the terminal consumes; knows nothing of terminals, files or sockets.
 """
 
+import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
-
 from cake.errors import CakeError, PromptTooLongError
-from cake.job import OnProgress
+from cake.job import OnProgress, nobody
 from cake.model.sampling import Sampler, SamplingParams
 from cake.model.tokenizer import Detokenizer, Tokenizer
+from cake.passes import Made, Passes
 from cake.pipeline import Pipeline
 from cake.pool import SessionPool
 from cake.scheduler import FEW_TOKENS, Scheduler
@@ -29,21 +29,8 @@ class Piece:
     token: int
     text: str
     finish_reason: FinishReason | None = None
-    proposed: int = 0  # tokens proposed for the pass that made it; the pass's first piece tells
+    proposed: int = 0  # tokens of which its pass decided; the pass's first piece tells
     accepted: bool = False  # whether it was one of them
-
-
-@dataclass(frozen=True)
-class Made:
-    """The tokens that a pass made; all but the last had been proposed."""
-
-    tokens: list[int]
-    proposed: int
-    held: int  # the session's tokens that the stages hold, these included
-
-
-def _nobody(n_tokens: int) -> None:
-    """Who is told of progress when nobody wants to know."""
 
 
 class Generator:
@@ -79,7 +66,7 @@ class Generator:
         prompt: Sequence[int],
         sampling: SamplingParams,
         max_tokens: int,
-        on_progress: OnProgress = _nobody,
+        on_progress: OnProgress = nobody,
     ) -> AsyncIterator[Piece]:
         """As `generate`, when it is this request's turn, and in a session that is kept for others."""
         self.check(prompt)
@@ -93,7 +80,7 @@ class Generator:
         prompt: Sequence[int],
         sampling: SamplingParams,
         max_tokens: int,
-        on_progress: OnProgress = _nobody,
+        on_progress: OnProgress = nobody,
     ) -> AsyncIterator[Piece]:
         """Run the prompt and yield up to `max_tokens` tokens as they are made.
 
@@ -107,14 +94,15 @@ class Generator:
         session.keep_prefix(prompt)
         sampler, detokenizer = Sampler(sampling), Detokenizer(self.tokenizer)
         end = min(len(prompt) + max_tokens, self.pipeline.context)
-        speculation = self._speculation(session)
-        made = await self._verify(session, sampler, [], on_progress)
-        while True:
-            for piece in self._pieces(session, made, detokenizer, end):
-                yield piece
-                if piece.finish_reason:
-                    return
-            made = await self._round(session, sampler, speculation, end)
+        passes = Passes(self._scheduler, session, sampler, self._speculation(session), end)
+        with contextlib.closing(passes):
+            made = await passes.first(on_progress)
+            while True:
+                for piece in self._pieces(session, made, detokenizer, end):
+                    yield piece
+                    if piece.finish_reason:
+                        return
+                made = await passes.next()
 
     def _pieces(self, session: Session, made: Made, detokenizer: Detokenizer, end: int) -> Iterator[Piece]:
         """Append what a pass made to the session, and to the text.
@@ -133,44 +121,18 @@ class Generator:
             if reason:
                 text += detokenizer.finish()
             proposed = 0 if i else made.proposed
-            yield Piece(token, text, reason, proposed, accepted=i < len(made.tokens) - 1)
+            yield Piece(token, text, reason, proposed, accepted=i < made.accepted)
 
-    async def _round(
-        self, session: Session, sampler: Sampler, speculation: Speculation | None, end: int
-    ) -> Made:
-        """The next pass, with proposals if there is somebody who makes them; no more than end at `end`."""
-        if speculation is None:
-            return await self._verify(session, sampler, [])
-        proposals = await speculation.propose(session.ids, end - len(session.ids) - 1, sampler)
-        made = await self._verify(session, sampler, proposals)
-        speculation.learn(len(proposals), len(made.tokens) - 1)
-        return made
-
-    async def _verify(
-        self, session: Session, sampler: Sampler, proposals: list[int], on_progress: OnProgress = _nobody
-    ) -> Made:
-        """Run what the stages lack, and the proposals behind it as if they were the session's."""
-        ids, n_right = session.ids, 0
-
-        def choose(logits: Tensor) -> list[int]:
-            return sampler.verify(logits, ids, proposals)
-
-        try:
-            session.ids = ids + proposals
-            tokens = await self._scheduler.run(session, choose, len(proposals) + 1, on_progress)
-            n_right = len(tokens) - 1
-            return Made(tokens, len(proposals), len(ids) + n_right)
-        finally:  # whatever happened, nothing that was only proposed stays
-            session.ids, session.held = ids, min(session.held, len(ids))
+    def _network_s(self) -> float:
+        return self.pipeline.network_s
 
     def _speculation(self, session: Session) -> Speculation | None:
-        """Who proposes for this session, of which a new answer begins."""
+        """Who proposes for this session."""
         if self._new_proposer is None:
             return None
         if session.number not in self._speculations:
             most = min(FEW_TOKENS, self.pipeline.max_batch_tokens) - 1
-            self._speculations[session.number] = Speculation(self._new_proposer(), most)
-        self._speculations[session.number].begin()
+            self._speculations[session.number] = Speculation(self._new_proposer(), most, self._network_s)
         return self._speculations[session.number]
 
 

@@ -1,4 +1,8 @@
-"""A job of the scheduler: the tokens that the stages lack of a session, and its parts in batches."""
+"""A job of the scheduler: the tokens that the stages lack of a session, and its parts in batches.
+
+One may follow another of its session before that one has its result: its tokens come after those, as long
+as what is chosen turns out as assumed.
+"""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -13,26 +17,33 @@ from cake.session import Session
 OnProgress = Callable[[int], object]
 
 
+def nobody(n_tokens: int) -> None:
+    """Who is told of progress when nobody wants to know."""
+
+
 @dataclass(eq=False)
 class Job:
     """The tokens that the stages lack of a session, and what to make of the last logits."""
 
     session: Session
+    ids: list[int]  # the session's, and behind them what is only proposed
     choice: Callable[[Tensor], Any]  # of logits `[wanted, vocab_size]`
     wanted: int
     on_progress: OnProgress
     chunk: int
-    sent: int  # tokens of the session that are held or on their way
+    sent: int  # of the ids, those that are held or on their way
     done: "asyncio.Future[Any]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     source: int | None = None  # the session to copy before the first part
     attempt: int = 0  # what belongs to an earlier one is of no use any more
     replayed: bool = False
     losses: int = 0  # of stages, while it was on its way
+    follows: bool = False  # another job, of which it is not known yet whether its result is as assumed
+    next: "Job | None" = None  # the one that follows this one
 
     @property
     def missing(self) -> int:
         """Tokens that are still to be sent."""
-        return len(self.session.ids) - self.sent
+        return len(self.ids) - self.sent
 
     def take(self, most: int) -> "Part | None":
         """The next at most `most` tokens; the last part has all rows whose logits are wanted."""
@@ -44,6 +55,14 @@ class Job:
         source, self.source = self.source, None
         self.sent += length
         return Part(self, self.sent - length, length, self.attempt, source)
+
+    def fail_next(self) -> None:
+        """Nothing comes of those that follow: this one was not run when they were."""
+        job, self.next = self.next, None
+        while job is not None:
+            if not job.done.done():
+                job.done.set_result(None)
+            job = job.next
 
 
 @dataclass(frozen=True)
@@ -59,7 +78,7 @@ class Part:
     @property
     def ids(self) -> list[int]:
         """Its tokens."""
-        return self.job.session.ids[self.position : self.position + self.length]
+        return self.job.ids[self.position : self.position + self.length]
 
     @property
     def segment(self) -> Segment:
@@ -74,7 +93,7 @@ class Part:
     @property
     def last(self) -> bool:
         """Whether the job's tokens end with it."""
-        return self.position + self.length == len(self.job.session.ids)
+        return self.position + self.length == len(self.job.ids)
 
 
 def choices(jobs: Sequence[Job]) -> Callable[[Tensor], list[tuple[Any, Exception | None]]]:

@@ -69,6 +69,11 @@ class Pipeline:
         workers = self.crew.workers.values()
         return min([MAX_BATCH_TOKENS, *(worker.welcome.max_batch_tokens for worker in workers)])
 
+    @property
+    def network_s(self) -> float:
+        """Seconds that a small batch spends on the network, as measured lately."""
+        return self._routes.network_s
+
     async def forward(self, ids: Sequence[int], segments: Sequence[Segment]) -> Tensor:
         """Run tokens `ids`, laid out by `segments`, through all blocks.
 

@@ -49,6 +49,11 @@ class Route:
         """Whether all its workers, and their ways to one another, are there."""
         return all(leg.alive for leg in self._legs if isinstance(leg, Chain))
 
+    @property
+    def network_s(self) -> float:
+        """Seconds that a small batch spends on the network, as measured lately."""
+        return sum(leg.network_s for leg in self._legs if isinstance(leg, Chain))
+
     async def forward(self, batch: Batch) -> Tensor:
         """Run the batch through all blocks; hidden states `[n_tokens, hidden_size]`."""
         for leg in self._legs:
@@ -88,6 +93,11 @@ class Routes:
     def n_nodes(self) -> int:
         """Devices that can compute at the same time."""
         return max(1, len(self.crew.workers) + bool(self._own or self._adopted))
+
+    @property
+    def network_s(self) -> float:
+        """Seconds that a small batch spends on the network along the slowest route, as measured lately."""
+        return max((route.network_s for route in self._built.values() if route.alive), default=0.0)
 
     async def prepare(self) -> None:
         """Link the workers of the cheapest route, so that a way that is closed is known at once."""

@@ -6,6 +6,9 @@ each with its share of the sessions that generate: one clump of all of them woul
 but one idle. A prompt goes in chunks, several on their way at once, so that the second stage works on
 the first chunk while the first works on the second; the tokens of other sessions ride along.
 
+Over slow links a session that generates need not wait for its tokens either: a job may follow another on
+the assumption that it knows what that one will choose.
+
 Knows nothing of text, and of sampling only as a function that it calls.
 """
 
@@ -17,7 +20,7 @@ from typing import Protocol, TypeVar
 from torch import Tensor
 
 from cake.errors import NodeLostError, SessionLostError
-from cake.job import Job, OnProgress, Part, choices
+from cake.job import Job, OnProgress, Part, choices, nobody
 from cake.model.batch import Segment
 from cake.session import Session
 
@@ -73,20 +76,44 @@ class Scheduler:
         self,
         session: Session,
         choice: Callable[[Tensor], T],
-        wanted: int = 1,
-        on_progress: OnProgress = lambda _: None,
+        proposals: Sequence[int] = (),
+        on_progress: OnProgress = nobody,
     ) -> T:
-        """Run the ids that the stages lack; what `choice` makes of the logits of the last `wanted`.
-
-        `choice` runs in the device's thread. A stage that lost the session (it answers so) gets all
-        ids again, once; where a stage itself is lost, the pipeline is mended first. At most one job of
-        a session at a time.
-        """
-        chunk = self._chunk_for(len(session.ids) - session.held, wanted)
-        job = Job(session, choice, wanted, on_progress, chunk, session.held, source=session.source)
-        self._queue(job)
-        result: T = await job.done
+        """As `start`, and what `choice` made."""
+        result: T = await self.start(session, choice, proposals, on_progress).done
         return result
+
+    def start(
+        self,
+        session: Session,
+        choice: Callable[[Tensor], object],
+        proposals: Sequence[int] = (),
+        on_progress: OnProgress = nobody,
+    ) -> Job:
+        """Run the ids that the stages lack, and the proposals behind them.
+
+        The job is done with what `choice` makes of the logits of the last id and of each proposal; it
+        runs in the device's thread. A stage that lost the session (it answers so) gets all ids again,
+        once; where a stage itself is lost, the pipeline is mended first. At most one job of a session
+        at a time, but for those that follow it.
+        """
+        ids, wanted = [*session.ids, *proposals], len(proposals) + 1
+        chunk = self._chunk_for(len(ids) - session.held, wanted)
+        job = Job(session, ids, choice, wanted, on_progress, chunk, session.held, source=session.source)
+        self._queue(job)
+        return job
+
+    def follow(self, job: Job, tokens: Sequence[int], choice: Callable[[Tensor], object]) -> Job:
+        """Run `tokens` after those of `job`, without waiting for its result, when it has been sent.
+
+        `choice` gets their logits after `job`'s choice is made. The job that follows is done with None if
+        it came to nothing because a stage lost something: start another.
+        """
+        ids, chunk = [*job.ids, *tokens], max(job.chunk, len(tokens))
+        job.next = Job(job.session, ids, choice, len(tokens), nobody, chunk, len(job.ids), follows=True)
+        if not job.missing:
+            self._queue(job.next)
+        return job.next
 
     def _chunk_for(self, n_tokens: int, wanted: int) -> int:
         chunk = self._chunk or chunk_tokens(n_tokens, self._depth)
@@ -104,16 +131,20 @@ class Scheduler:
 
     def _pump(self) -> None:
         self._pumping = False
-        while self._has_room():
+        # Who sends a job after another knows that the stages have time for it: it needs no room.
+        while (room := self._has_room()) or (self._few and self._few[0].follows):
             few = self._take_few()
             self._away += len(few)
-            parts = few + self._take_prompt(sum(part.length for part in few))
+            parts = few + (self._take_prompt(sum(part.length for part in few)) if room else [])
             if not parts:
                 return
             task = asyncio.create_task(self._travel(parts, len(few)))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            self._travelling += 1
+            self._travelling += _needs_room(parts)
+            for job in [part.job.next for part in parts if part.last]:
+                if job is not None:
+                    self._queue(job)
 
     @property
     def _generating(self) -> int:
@@ -172,7 +203,7 @@ class Scheduler:
             try:
                 hidden = await self._pipeline.forward(batch, segments)
             finally:  # before the head: the stages shall not wait for it
-                self._travelling -= 1
+                self._travelling -= _needs_room(parts)
                 self._choosing += n_few
                 self._pump_soon()
             await self._finish(parts, hidden)
@@ -199,7 +230,8 @@ class Scheduler:
             end += part.length
             if part.stale:
                 continue
-            part.job.session.held, part.job.session.source = part.position + part.length, None
+            session = part.job.session
+            session.held, session.source = min(part.position + part.length, len(session.ids)), None
             if not part.job.replayed:
                 part.job.on_progress(part.length)
             if part.last:
@@ -224,11 +256,17 @@ class Scheduler:
             job = part.job
             if part.stale:
                 continue
-            if not named or job.session.number == error.session:  # who names none has lost all
-                if job.replayed:
-                    job.done.set_exception(error)
-                    continue
-                job.replayed, job.session.held, job.session.source = True, 0, None
+            job.fail_next()
+            lost = not named or job.session.number == error.session  # who names none has lost all
+            if lost:
+                job.session.held, job.session.source = 0, None
+            if job.follows:
+                job.done.set_result(None)
+                continue
+            if lost and job.replayed:
+                job.done.set_exception(error)
+                continue
+            job.replayed = job.replayed or lost
             self._restart(job)
 
     async def _mend(self, parts: list[Part], error: NodeLostError) -> None:
@@ -237,16 +275,22 @@ class Scheduler:
         Whoever serves them may hold nothing of a session. It will say so; the others hold what they held.
         """
         for part in parts:
-            part.job.losses += not part.stale
+            if not part.stale:
+                part.job.losses += 1
+                part.job.fail_next()
         _fail([part for part in parts if part.job.losses > MOST_LOSSES], error)
         try:
             await self._pipeline.mend()
         except NodeLostError as hopeless:
             _fail(parts, hopeless)
         for part in parts:
-            if not part.stale:
-                part.job.replayed = False
-                self._restart(part.job)
+            if part.stale:
+                continue
+            if part.job.follows:
+                part.job.done.set_result(None)
+                continue
+            part.job.replayed = False
+            self._restart(part.job)
 
     def _restart(self, job: Job) -> None:
         """From what the stages hold of it; what is on its way is of no use any more."""
@@ -262,3 +306,8 @@ def _fail(parts: Sequence[Part], error: Exception) -> None:
     for part in parts:
         if not part.stale:
             part.job.done.set_exception(error)
+
+
+def _needs_room(parts: Sequence[Part]) -> bool:
+    """Whether a batch is more than jobs that follow others."""
+    return not all(part.job.follows for part in parts)

@@ -2,10 +2,10 @@
 
 A pass that verifies k proposals brings up to k + 1 tokens for one trip through the stages. Which of them
 stay is the sampler's business (`cake.model.sampling`); here nothing is known of logits, and of the
-pipeline only how long its passes take.
+pipeline only how long its passes take, and how much of that on the network.
 """
 
-import time
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -16,6 +16,8 @@ PLAIN_ROUNDS = 2  # at first, to know what proposals have to compete with
 MEMORY = 0.8  # weight of what was accepted before against the latest round's
 NEWEST = 0.25  # weight of the latest time against those before
 LONGEST_REST = 32  # rounds without proposals, before another trial of one
+MOST_PASSES = 8  # on their way at once
+NOTICED_S = 0.005  # shorter ways through the network are left alone: a busy machine's loopback takes as long
 
 
 class Proposer(Protocol):
@@ -24,10 +26,11 @@ class Proposer(Protocol):
     async def begin(self, ids: Sequence[int]) -> None:
         """Take in the beginning of an answer: its prompt, and its first token."""
 
-    async def propose(self, ids: Sequence[int], most: int, sampler: Sampler) -> list[int]:
+    async def propose(self, ids: Sequence[int], assumed: int, most: int, sampler: Sampler) -> list[int]:
         """At most `most` tokens after `ids`, as `sampler` may choose them.
 
-        Since `begin`, `ids` have only grown.
+        The last `assumed` of the `ids` were all proposed, in this order, and may still turn out wrong; the
+        others have only grown since `begin`.
         """
 
     async def forget(self) -> None:
@@ -45,11 +48,11 @@ class NGrams:
         """Index a text from its beginning."""
         self._next.clear()
         self._indexed = 0
-        self._index(ids)
+        self._index(ids, len(ids))
 
-    async def propose(self, ids: Sequence[int], most: int, sampler: Sampler) -> list[int]:
+    async def propose(self, ids: Sequence[int], assumed: int, most: int, sampler: Sampler) -> list[int]:
         """The continuation of the longest n-gram that stood before, as of the last time it did."""
-        self._index(ids)
+        self._index(ids, len(ids) - assumed)
         found = (self._next.get(tuple(ids[-n:])) for n in range(LONGEST, SHORTEST - 1, -1))
         start = next((place for place in found if place is not None), None)
         if start is None:
@@ -64,12 +67,12 @@ class NGrams:
         self._next.clear()
         self._indexed = 0
 
-    def _index(self, ids: Sequence[int]) -> None:
-        """Note the new tokens, each as the continuation of those before it."""
-        for place in range(max(self._indexed, SHORTEST), len(ids)):
+    def _index(self, ids: Sequence[int], end: int) -> None:
+        """Note the new tokens before `end`, each as the continuation of those before it."""
+        for place in range(max(self._indexed, SHORTEST), end):
             for n in range(SHORTEST, min(LONGEST, place) + 1):
                 self._next[tuple(ids[place - n : place])] = place
-        self._indexed = len(ids)
+        self._indexed = end
 
 
 class Pace:
@@ -98,6 +101,20 @@ class Pace:
         best = max(range(longest + 1), key=lambda n: self._expected(n) / self._estimate(n))
         return best or int(self._rest <= 0)
 
+    def passes(self, n: int, network_s: float) -> int:
+        """How many passes with `n` proposals each should be on their way, if one is so long on the network.
+
+        One that follows others saves that time where they turn out as assumed, and elsewhere it costs the
+        stages what they compute: it is worth it where the odds are better than computing's share of a
+        pass. And no more go at once than one processor that computed for all stages could keep up with.
+        """
+        if n == 0 or network_s < NOTICED_S:
+            return 1
+        computing = max(1 - network_s / self._estimate(n), 1 / MOST_PASSES)
+        chance = self._share ** (n + 1)
+        most = math.ceil(1 / computing)
+        return next((i for i in range(1, most) if chance**i < computing), most)
+
     def learn(self, proposed: int, accepted: int, seconds: float) -> None:
         """What became of a round."""
         if proposed == 0:
@@ -118,10 +135,14 @@ class Pace:
         # A hiccup is not a price: one long round counts as one twice as long as usual.
         self._seconds[proposed] += NEWEST * (min(seconds, 2 * known) - known)
 
+    @property
+    def _share(self) -> float:
+        """Of the proposals, those that were right lately."""
+        return self._right / self._tried
+
     def _expected(self, n: int) -> float:
         """Tokens that a round with `n` proposals brings."""
-        share = self._right / self._tried
-        return sum(share**i for i in range(n + 1))
+        return sum(self._share**i for i in range(n + 1))
 
     def _estimate(self, n: int) -> float:
         """Seconds of a round with `n` proposals: on the line through its neighbours among those known."""
@@ -135,28 +156,31 @@ class Pace:
 
 
 class Speculation:
-    """One session's proposals: how many, from whom, and what became of them."""
+    """One session's proposals: how many, in how many passes, from whom, and what became of them."""
 
-    def __init__(self, proposer: Proposer, most: int, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._proposer, self._pace, self._clock = proposer, Pace(most), clock
-        self._started, self._begun = 0.0, False
+    def __init__(self, proposer: Proposer, most: int, network_s: Callable[[], float]) -> None:
+        """At most `most` a pass, which spends `network_s()` of its time on the network."""
+        self._proposer, self._pace, self._network_s = proposer, Pace(most), network_s
 
-    def begin(self) -> None:
+    async def begin(self, ids: Sequence[int]) -> None:
         """An answer begins."""
-        self._begun = False
+        await self._proposer.begin(ids)
 
-    async def propose(self, ids: Sequence[int], room: int, sampler: Sampler) -> list[int]:
-        """Begin a round: at most `room` tokens that may come after `ids`."""
-        if not self._begun:  # only now, so that the first token has not had to wait for it
-            await self._proposer.begin(ids)
-            self._begun = True
-        self._started = self._clock()
-        most = min(self._pace.best(), room)
-        return await self._proposer.propose(ids, most, sampler) if most > 0 else []
+    def best(self) -> int:
+        """How many tokens the next pass should propose."""
+        return self._pace.best()
 
-    def learn(self, proposed: int, accepted: int) -> None:
-        """End a round."""
-        self._pace.learn(proposed, accepted, self._clock() - self._started)
+    def passes(self, n: int) -> int:
+        """How many passes with `n` proposals each should be on their way."""
+        return self._pace.passes(n, self._network_s())
+
+    async def propose(self, ids: Sequence[int], assumed: int, most: int, sampler: Sampler) -> list[int]:
+        """At most `most` tokens that may come after `ids`, of which the last are only `assumed`."""
+        return await self._proposer.propose(ids, assumed, most, sampler) if most > 0 else []
+
+    def learn(self, proposed: int, accepted: int, seconds: float) -> None:
+        """What became of a pass, from the making of its proposals to its end."""
+        self._pace.learn(proposed, accepted, seconds)
 
     async def forget(self) -> None:
         """The session is over."""

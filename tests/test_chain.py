@@ -90,6 +90,7 @@ async def test_one_message_in_and_one_out(tiny_model: Path, every_block: LocalSt
         for stage in stages:
             assert (stage.stats.messages, stage.stats.tokens) == (4, 12)
             assert stage.stats.compute_s > 0
+        assert 0 < chain.network_s <= sum(stage.stats.network_s for stage in stages) / 4
 
 
 async def test_a_worker_that_cannot_reach_the_next_is_relayed_for(

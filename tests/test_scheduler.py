@@ -142,7 +142,7 @@ async def test_prompts_are_served_in_order_of_arrival() -> None:
 async def test_the_last_rows_that_are_wanted_come_in_one_part() -> None:
     gate = Gate(1)
     scheduler = Scheduler(gate, chunk=64)
-    done = asyncio.create_task(scheduler.run(Session(list(range(130))), torch.flatten, wanted=5))
+    done = asyncio.create_task(scheduler.run(Session(list(range(126))), torch.flatten, [126, 127, 128, 129]))
     for _ in range(3):
         await gate.let()
     assert gate.seen == [[(0, 64)], [(64, 61)], [(125, 5)]]
@@ -236,3 +236,54 @@ async def test_who_leaves_is_sent_no_further() -> None:
     assert session.held == 0, "what came back for one who left is not counted on"
     assert stays.result() == 5
     assert len(gate.seen) == 1
+
+
+async def test_a_job_that_follows_another_goes_when_that_has_been_sent() -> None:
+    gate = Gate(1)
+    scheduler, session = Scheduler(gate, chunk=64), Session(list(range(100)))
+    first = scheduler.start(session, last, [100, 101])
+    second = scheduler.follow(first, [102, 103], torch.flatten)
+    scheduler.follow(second, [104], last)
+    await settle()
+    assert gate.seen == [[(0, 64)]], "a prompt goes in its chunks"
+    await gate.let()
+    assert gate.seen[1:] == [[(64, 38)], [(102, 2)], [(104, 1)]], "and then there is no waiting"
+    await gate.let()
+    assert (first.done.result(), session.held) == (101, 100), "what is only proposed does not count"
+    await gate.let()
+    assert second.done.result().tolist() == [102, 103]
+
+
+async def test_those_that_follow_leave_room_for_others() -> None:
+    gate = Gate(2)
+    scheduler, session, other = Scheduler(gate), Session([1]), Session([50])
+    job = first = scheduler.start(session, last)
+    for token in range(2, 8):
+        job = scheduler.follow(job, [token], last)
+    await settle()
+    assert gate.seen == [[(i, 1)] for i in range(7)]
+    done = asyncio.create_task(scheduler.run(other, last))
+    await settle()
+    assert [s.session for s in gate.waiting[-1][0]] == [other.number], "at once"
+    prompt = asyncio.create_task(scheduler.run(Session(list(range(200))), last))
+    await settle()
+    assert len(gate.waiting) == 8, "but no more than the stages have room for"
+    while not prompt.done():
+        await gate.let()
+    assert (first.done.result(), job.done.result(), done.result(), prompt.result()) == (1, 7, 50, 199)
+
+
+async def test_what_follows_a_job_that_is_sent_again_comes_to_nothing() -> None:
+    gate = Gate(1)
+    scheduler, session, lost = Scheduler(gate), Session([1]), Session([50])
+    other, first = scheduler.start(lost, last), scheduler.start(session, last)
+    second = scheduler.follow(first, [2], last)
+    third = scheduler.follow(second, [3], last)
+    await settle()
+    assert gate.seen == [[(0, 1), (0, 1)], [(1, 1)], [(2, 1)]]
+    await gate.let(SessionLostError(lost.number, 0))
+    assert (second.done.result(), third.done.result()) == (None, None), "they may have run on something else"
+    for _ in range(3):
+        await gate.let()
+    assert (first.done.result(), other.done.result()) == (1, 50)
+    assert session.held == 1

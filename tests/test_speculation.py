@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from cake.model.sampling import Sampler, SamplingParams
-from cake.speculation import LONGEST_REST, NGrams, Pace, Speculation
+from cake.speculation import LONGEST_REST, MOST_PASSES, NOTICED_S, NGrams, Pace, Speculation
 
 SAMPLER = Sampler(SamplingParams())
 
@@ -18,7 +18,7 @@ def ids_of(text: str) -> list[int]:
 async def guess(text: str, most: int = 4) -> str:
     ngrams = NGrams()
     await ngrams.begin(ids_of(text))
-    return "".join(map(chr, await ngrams.propose(ids_of(text), most, SAMPLER)))
+    return "".join(map(chr, await ngrams.propose(ids_of(text), 0, most, SAMPLER)))
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ async def test_ngrams_follow_a_text_that_grows_as_if_they_read_it_anew() -> None
         ids += [generator.randrange(3) for _ in range(generator.randrange(1, 4))]
         fresh = NGrams()
         await fresh.begin(ids)
-        assert await grown.propose(ids, 6, SAMPLER) == await fresh.propose(ids, 6, SAMPLER)
+        assert await grown.propose(ids, 0, 6, SAMPLER) == await fresh.propose(ids, 0, 6, SAMPLER)
 
 
 async def test_ngrams_read_each_token_once() -> None:
@@ -68,15 +68,23 @@ async def test_ngrams_read_each_token_once() -> None:
     ids.reads = 0
     for token in range(100):
         ids.append(token)
-        await ngrams.propose(ids, 15, SAMPLER)
+        await ngrams.propose(ids, 0, 15, SAMPLER)
     assert ids.reads < 100 * 10
+
+
+async def test_ngrams_learn_nothing_from_what_is_only_assumed() -> None:
+    ngrams = NGrams()
+    await ngrams.begin(ids_of("abcdXab"))
+    assert await ngrams.propose(ids_of("abcdXab"), 0, 2, SAMPLER) == ids_of("cd")
+    assert await ngrams.propose(ids_of("abcdXabcd"), 2, 3, SAMPLER) == ids_of("Xab")
+    assert await ngrams.propose(ids_of("abcdXabZab"), 0, 2, SAMPLER) == ids_of("Za")
 
 
 async def test_ngrams_begin_anew_with_each_answer() -> None:
     ngrams = NGrams()
     await ngrams.begin(ids_of("abcdabcd"))
     await ngrams.begin(ids_of("xyab"))
-    assert await ngrams.propose(ids_of("xyab"), 4, SAMPLER) == []
+    assert await ngrams.propose(ids_of("xyab"), 0, 4, SAMPLER) == []
 
 
 def flat(n: int) -> float:
@@ -164,30 +172,31 @@ def test_one_hiccup_changes_little() -> None:
     assert pace.best() >= before // 2
 
 
-async def test_a_round_is_timed_from_the_making_of_proposals_to_their_end() -> None:
-    now = 0.0
-    asked: list[int] = []
+def test_passes_go_together_where_they_are_long_on_the_network_and_probably_right() -> None:
+    pace = Pace(15)
+    assert pace.passes(0, 1.0) == 1
+    drive(pace, flat, 1, 30)
+    assert pace.passes(15, 0) == pace.passes(15, NOTICED_S / 2) == 1, "one machine, loopback"
+    assert [pace.passes(15, share * flat(15)) for share in (0.3, 0.6, 0.8)] == [2, 3, 5]
+    assert pace.passes(15, 1.0) == pace.passes(15, 2.0) == MOST_PASSES
+    assert pace.passes(0, 1.0) == 1, "what does not pay does not pay twice"
+    drive(pace, flat, 0.8, 30)
+    assert pace.passes(1, 0.8 * flat(1)) > pace.passes(15, 0.8 * flat(15)) == 1
+    drive(pace, flat, 0.1, 30)
+    assert pace.passes(3, 0.8 * flat(3)) == 1
 
-    class Slow(NGrams):
-        async def begin(self, ids):
-            nonlocal now
-            now += 1000  # is no part of any round
 
-        async def propose(self, ids, most, sampler):
-            nonlocal now
-            asked.append(most)
-            now += 2.0 * most  # twice as long as the pass itself: never worth it
-            return [0] * most
+async def test_who_has_no_room_is_not_asked() -> None:
+    class Silent(NGrams):
+        async def propose(self, ids, assumed, most, sampler):
+            raise AssertionError
 
-    speculation = Speculation(Slow(), 15, lambda: now)
-    speculation.begin()
+    assert await Speculation(Silent(), 15, lambda: 0.0).propose([1], 0, 0, SAMPLER) == []
+
+
+async def test_proposals_that_take_longer_than_they_save_are_left_alone() -> None:
+    speculation, asked = Speculation(NGrams(), 15, lambda: 0.0), []
     for _ in range(100):
-        proposals = await speculation.propose([1, 2, 3], 100, SAMPLER)
-        now += 1.0
-        speculation.learn(len(proposals), len(proposals))
+        asked.append(speculation.best())
+        speculation.learn(asked[-1], asked[-1], 1.0 + 2.0 * asked[-1])
     assert sum(asked) < 60
-    asked.clear()
-    for _ in range(5):
-        assert len(await speculation.propose([1], 0, SAMPLER)) == 0
-        speculation.learn(0, 0)
-    assert asked == [], "who has no room is not asked"
