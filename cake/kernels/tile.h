@@ -21,9 +21,8 @@ NAME(tile)(const int T, const int bits, const struct matrix *m, int64_t tile, co
         for (int v = 0; v < VECTORS; v++)
             STORE(out + t * TILE_ROWS + v * LANES, FLOAT_ZERO());
     for (int64_t g = 0; g < groups; g++, w += group_bytes, s += scale_bytes) {
-        if (T == 1) /* memory's time is all that counts, and the processor alone asks too late */
-            for (int i = 0; i < group_bytes; i += 64)
-                __builtin_prefetch(w + PREFETCH_BYTES + i);
+        for (int i = 0; i < group_bytes; i += 64) /* the processor alone asks too late */
+            __builtin_prefetch(w + PREFETCH_BYTES + i);
         const int8_t *x = (const int8_t *)a->values + token * row_bytes + g * GROUP;
         INT dots[MOST_TOKENS][VECTORS];
         for (int t = 0; t < T; t++)
@@ -120,8 +119,8 @@ NAME(rows)(const int T, const uint16_t *w, int64_t columns, const float *x, floa
         FLOAT even[ROWS], odd[ROWS];
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; r++) {
-            if (T == 1) /* the processor's own prefetching ends with each page of 4 KiB */
-                __builtin_prefetch(w + (r + ROWS) * columns + c);
+            /* The processor's own prefetching ends with each page of 4 KiB. */
+            __builtin_prefetch(w + (r + ROWS) * columns + c);
             INT pairs = LOAD(w + r * columns + c);
             even[r] = LOW_BFLOATS(pairs);
             odd[r] = HIGH_BFLOATS(pairs);
