@@ -101,7 +101,8 @@ def bench(
         outcomes = run_scenarios(chosen, trial)
         if trace:
             write_trace(trial.traced, trace)
-        result = {"runs": trial.runs, "scenarios": [outcome.as_json() for outcome in outcomes]}
+        told = [{"scenario": name, **o.as_json()} for name, o in zip(chosen, outcomes, strict=True)]
+        result = {"runs": trial.runs, "scenarios": told}
         lines = scenario_lines(outcomes)
     else:
         result = measure_figures(checkpoint, placement, wanted)

@@ -55,7 +55,8 @@ def test_one_json_object_and_progress_beside_it(overhead: None, tiny_model: Path
     assert (told["model"], told["dtype"], told["quantize"]) == (tiny_model.name, "float32", "none")
     assert (told["runs"], told["machine"]["python"]) == (5, sys.version.split()[0])
     (outcome,) = told["scenarios"]
-    assert (outcome["name"], outcome["figure"], outcome["holds"]) == ("two prompts", 1.0, False)
+    assert (outcome["scenario"], outcome["name"]) == ("overhead", "two prompts")
+    assert (outcome["figure"], outcome["holds"]) == (1.0, False)
     first, second = result.stderr.splitlines()
     assert first == "1 of 1: overhead: Two prompts."
     assert second.startswith("  falls short: 1, bar ≥ 2 (nothing); took ")
