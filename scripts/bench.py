@@ -7,62 +7,32 @@ Workers are real processes on loopback. Each speed is the median of several runs
 not counted; a table or, with --json, one JSON object goes to stdout.
 """
 
-import asyncio
 import json
-import statistics
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from cluster import running_workers
-from peer import check_python, running_llama_cpp
-from quality import measure_quality, quality_lines
-from round_trip import HIDDEN_SIZE, echo_worker, measure_round_trips
-from scenarios import SCENARIOS, Bench, run_scenarios, scenario_lines
+from machine import machine
+from peer import CHOICES, TYPES, check_python
+from scenarios import SCENARIOS, run_scenarios, scenario_lines
+from speed import Lengths, Wanted, figure_lines, measure_figures
+from trial import Bench
 
-from cake.device import DeviceThread, available_cores, choose_dtype
-from cake.generator import Generator
+from cake.cli import DEBUG, errors_in_one_line
+from cake.device import available_cores, choose_dtype
+from cake.errors import CakeError
 from cake.model.linear import Placement, Quantization
-from cake.model.sampling import SamplingParams
-from cake.model.tokenizer import Tokenizer
-from cake.pipeline import Pipeline, open_pipeline
-from cake.remote import Patience, RemoteStage
-from cake.session import Session
-from cake.text import columns, human_bytes
-from cake.topology import Topology
-from cake.weights.checkpoint import Checkpoint, open_checkpoint
-
-GREEDY = SamplingParams(temperature=0, repeat_penalty=1)
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Medians of one set-up; tokens per second, and what the network added per token and stage."""
-
-    setup: str
-    prompt_tokens_per_s: float
-    generation_tokens_per_s: float
-    network_us_per_message: float
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """How much to run: tokens of the prompt, tokens to generate, counted runs."""
-
-    prompt: int
-    generate: int
-    runs: int
+from cake.trace import check_writable, write_trace
+from cake.weights.checkpoint import open_checkpoint
 
 
 @click.command(help=__doc__)
 @click.option("--model", help="Folder or hub id.  [default: the demo model]")
 @click.option("--workers", type=click.IntRange(min=0), default=2, show_default=True)
-@click.option("--prompt-tokens", "prompt", type=click.IntRange(min=1), default=512, show_default=True)
-@click.option("--generate-tokens", "generate", type=click.IntRange(min=2), default=64, show_default=True)
+@click.option("--prompt-tokens", type=click.IntRange(min=1), default=512, show_default=True)
+@click.option("--generate-tokens", type=click.IntRange(min=2), default=64, show_default=True)
 @click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="Of the local run.  [default: all cores]")
 @click.option("--worker-threads", type=click.IntRange(min=1), help="[default: an equal share of the cores]")
@@ -70,15 +40,17 @@ class Lengths:
 @click.option("--quantize", type=click.Choice(["none", "int8", "int4"]), default="none", show_default=True)
 @click.option("--round-trips", type=click.IntRange(min=1), default=2000, show_default=True)
 @click.option(
-    "--quality",
-    "with_quality",
-    is_flag=True,
-    help="Add what fewer bits cost in quality, of weights and on the wire.",
+    "--quality", is_flag=True, help="Add what fewer bits cost in quality, of weights and on the wire."
 )
 @click.option(
     "--quality-tokens", type=click.IntRange(min=512), default=8192, show_default=True, help="Tokens scored."
 )
-@click.option("--llama-cpp", "with_llama_cpp", is_flag=True, help="Add llama.cpp's speed, run by run.")
+@click.option("--llama-cpp", is_flag=True, help="Add llama.cpp's speed, run by run.")
+@click.option(
+    "--llama-type",
+    type=click.Choice(CHOICES),
+    help=f"Its weights.  [default: {', '.join(f'{kind} for {mode}' for mode, kind in TYPES.items())}]",
+)
 @click.option(
     "--llama-python",
     type=click.Path(exists=True, dir_okay=False),
@@ -91,176 +63,84 @@ class Lengths:
     multiple=True,
     help="Run these instead: many requests, long prompts, slow links.",
 )
+@click.option(
+    "--trace",
+    type=click.Path(path_type=Path),
+    help="A file for which stage worked when in a scenario's last run; scripts/draw_trace.py draws it.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@DEBUG
+@errors_in_one_line
 def bench(
     model: str | None,
-    workers: int,
-    threads: int | None,
-    worker_threads: int | None,
     dtype: str | None,
     quantize: Quantization,
-    round_trips: int,
-    with_quality: bool,
-    quality_tokens: int,
-    with_llama_cpp: bool,
-    llama_python: str | None,
     names: tuple[str, ...],
+    trace: Path | None,
     as_json: bool,
-    **lengths: int,
+    debug: bool,
+    **options: Any,
 ) -> None:
-    """Run the scenarios one after another."""
-    sizes = Lengths(**lengths)
-    peer_python = (llama_python or sys.executable) if with_llama_cpp else None
-    if peer_python:
-        check_python(peer_python)
+    """Run the scenarios that are named, or measure the figures."""
+    chosen = list(SCENARIOS) if "all" in names else list(dict.fromkeys(names))
+    if trace:
+        check_trace(trace, chosen)
+    wanted = wanted_figures(quantize, options)
     torch.set_num_threads(1)
     checkpoint = open_checkpoint(model, lambda _: True)
-    local_threads = threads or available_cores()
     cpu = torch.device("cpu")
     placement = Placement(cpu, choose_dtype(dtype, checkpoint.config.dtype, cpu), quantize)
-    if names:
-        chosen = list(SCENARIOS) if "all" in names else names
-        outcomes = run_scenarios(chosen, Bench(checkpoint, placement, sizes.runs))
-        as_text = "\n".join(scenario_lines(outcomes))
-        click.echo(json.dumps([asdict(outcome) for outcome in outcomes]) if as_json else as_text)
-        return
-    with echo_worker() as port:
-        round_trip = asyncio.run(measure_round_trips(port, round_trips))
-    local, peer = measure_here(checkpoint, placement, local_threads, sizes, peer_python)
-    speeds = [local]
-    if workers:
-        share = worker_threads or max(1, available_cores() // workers)
-        with running_workers(checkpoint, workers, share, placement) as topology:
-            speeds.append(asyncio.run(measure(checkpoint, topology, placement, share, sizes)))
-    result = {
+    facts = {
         "model": checkpoint.name,
         "dtype": str(placement.dtype).removeprefix("torch."),
         "quantize": quantize,
-        **asdict(sizes),
-        "read_bytes_per_s": round(read_bandwidth(local_threads)),
-        "round_trip_us": round_trip,
-        "speeds": [asdict(speed) for speed in speeds],
-        "llama_cpp": asdict(peer) if peer else None,
-        "ours_by_llama_cpp": ratio(local, peer) if peer else None,
-        "quality": None,
+        "machine": machine(),
     }
-    if with_quality:
-        result["quality"] = asyncio.run(measure_quality(checkpoint, quality_tokens, local_threads))
-    click.echo(json.dumps(result)) if as_json else click.echo(table(result))
+    if chosen:
+        trial = Bench(checkpoint, placement, wanted.sizes.runs, traces=trace is not None)
+        outcomes = run_scenarios(chosen, trial)
+        if trace:
+            write_trace(trial.traced, trace)
+        told = [{"scenario": name, **o.as_json()} for name, o in zip(chosen, outcomes, strict=True)]
+        result = {"runs": trial.runs, "scenarios": told}
+        lines = scenario_lines(outcomes)
+    else:
+        result = measure_figures(checkpoint, placement, wanted)
+        lines = figure_lines(result)
+    click.echo(json.dumps({**facts, **result}) if as_json else "\n".join([*fact_lines(facts), *lines]))
 
 
-def table(result: dict[str, Any]) -> str:
-    """The result for a person."""
-    trip = result["round_trip_us"]
-    rows = [["", "prompt", "generation", "network per message"]]
-    rows += [
-        [
-            speed["setup"],
-            f"{speed['prompt_tokens_per_s']:.1f} tokens/s",
-            f"{speed['generation_tokens_per_s']:.1f} tokens/s",
-            f"{speed['network_us_per_message']:.0f} µs",
-        ]
-        for speed in [*result["speeds"], *filter(None, [result["llama_cpp"]])]
+def check_trace(trace: Path, chosen: list[str]) -> None:
+    """Before anything is measured for it. Raises `CakeError`."""
+    if len(chosen) != 1:
+        raise CakeError("--trace shows one scenario; name it with --scenario")
+    check_writable(trace)
+
+
+def wanted_figures(quantize: Quantization, options: dict[str, Any]) -> Wanted:
+    """The options as the figures take them; checks that llama.cpp is there if it is asked for."""
+    peer_python = (options["llama_python"] or sys.executable) if options["llama_cpp"] else None
+    if peer_python:
+        check_python(peer_python)
+    return Wanted(
+        sizes=Lengths(options["prompt_tokens"], options["generate_tokens"], options["runs"]),
+        workers=options["workers"],
+        threads=options["threads"] or available_cores(),
+        worker_threads=options["worker_threads"],
+        round_trips=options["round_trips"],
+        quality_tokens=options["quality_tokens"] if options["quality"] else None,
+        peer_python=peer_python,
+        peer_type=options["llama_type"] or TYPES[quantize],
+    )
+
+
+def fact_lines(facts: dict[str, Any]) -> list[str]:
+    """What was measured where."""
+    here = facts["machine"]
+    return [
+        f"{facts['model']} in {facts['dtype']}, quantize {facts['quantize']}",
+        f"{here['processor']}, {here['cores']} cores, kernels for {here['instructions'] or 'none'}",
     ]
-    if ratios := result["ours_by_llama_cpp"]:
-        rows.append(["local / llama.cpp", *(f"{ratios[name]:.2f}" for name in ("prompt", "generation")), ""])
-    return "\n".join(
-        [
-            f"round trip of {HIDDEN_SIZE} channels in bfloat16 over loopback, medians: "
-            + ", ".join(f"{name} {times['median']:.0f} µs" for name, times in trip.items()),
-            f"read bandwidth: {human_bytes(result['read_bytes_per_s'])}/s",
-            f"{result['model']} in {result['dtype']}, quantize {result['quantize']}, "
-            f"prompt of {result['prompt']}, {result['generate']} generated, median of {result['runs']}:",
-            *columns(rows),
-            *(["", *quality_lines(result["quality"])] if result["quality"] else []),
-        ]
-    )
-
-
-# A real model, here or over workers.
-
-
-def measure_here(
-    checkpoint: Checkpoint, placement: Placement, threads: int, sizes: Lengths, peer_python: str | None
-) -> tuple[Speed, Speed | None]:
-    """The speed without workers and, given a Python that has it, llama.cpp's; their runs take turns."""
-    if peer_python is None:
-        return asyncio.run(measure(checkpoint, Topology({}), placement, threads, sizes)), None
-    work = (placement.quantize, threads, sizes.prompt, sizes.generate)
-    with running_llama_cpp(peer_python, checkpoint, *work) as peer:
-        local = asyncio.run(measure(checkpoint, Topology({}), placement, threads, sizes, peer.run))
-    return local, Speed(peer.name, *peer.medians(), 0.0)
-
-
-def ratio(ours: Speed, theirs: Speed) -> dict[str, float]:
-    """How many times as fast ours is."""
-    return {
-        "prompt": ours.prompt_tokens_per_s / theirs.prompt_tokens_per_s,
-        "generation": ours.generation_tokens_per_s / theirs.generation_tokens_per_s,
-    }
-
-
-async def measure(
-    checkpoint: Checkpoint,
-    topology: Topology,
-    placement: Placement,
-    threads: int,
-    sizes: Lengths,
-    after_run: Callable[[], object] = lambda: None,
-) -> Speed:
-    """Run the prompt and the generation of `sizes` over a topology."""
-    thread = DeviceThread(placement, threads)
-    context = min(checkpoint.config.context, sizes.prompt + sizes.generate)
-    pipeline = await open_pipeline(checkpoint, topology, thread, context, Patience())
-    try:
-        generator = Generator(pipeline, Tokenizer(checkpoint.folder), frozenset())
-        runs = []
-        for _ in range(sizes.runs + 1):
-            runs.append(await one_run(generator, sizes))
-            after_run()
-    finally:
-        await pipeline.close()
-    setup = f"{len(topology.nodes)} workers" if topology.nodes else "local"
-    return Speed(
-        f"{setup}, {threads} thread{'s' * (threads > 1)}{' each' * bool(topology.nodes)}",
-        statistics.median(prompt for prompt, _ in runs[1:]),
-        statistics.median(generation for _, generation in runs[1:]),
-        network_us_per_message(pipeline),
-    )
-
-
-async def one_run(generator: Generator, sizes: Lengths) -> tuple[float, float]:
-    """Tokens per second of the prompt and of the generation."""
-    random = torch.Generator().manual_seed(0)
-    vocab_size = generator.pipeline.config.vocab_size
-    prompt = torch.randint(vocab_size, (sizes.prompt,), generator=random).tolist()
-    session = Session()
-    pieces = generator.generate(session, prompt, GREEDY, sizes.generate)
-    moments = [time.perf_counter()] + [time.perf_counter() async for _ in pieces]
-    await generator.close_session(session)
-    first, last = moments[1] - moments[0], moments[-1] - moments[1]
-    return sizes.prompt / first, (sizes.generate - 1) / last
-
-
-def network_us_per_message(pipeline: Pipeline) -> float:
-    """What a message to a worker cost beyond the worker's computing, on average."""
-    remote = [stage.stats for stage in pipeline.stages if isinstance(stage, RemoteStage)]
-    messages = sum(stats.messages for stats in remote)
-    return 1e6 * sum(stats.network_s for stats in remote) / messages if messages else 0.0
-
-
-def read_bandwidth(threads: int) -> float:
-    """Bytes per second at which this machine reads memory, best of several sums over 1 GB."""
-    torch.set_num_threads(threads)
-    data = torch.ones(250_000_000)
-    return data.nbytes / min(timed(data.sum) for _ in range(7))
-
-
-def timed(function: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
-    started = time.perf_counter()
-    function()
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Worker processes on loopback for the scripts that measure."""
+"""Worker processes on loopback, and slow links to them, for the scripts that measure."""
 
 import contextlib
+import json
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -18,6 +20,15 @@ from cake.weights.checkpoint import Checkpoint
 @contextlib.contextmanager
 def running_workers(checkpoint: Checkpoint, n: int, threads: int, placement: Placement) -> Iterator[Topology]:
     """Start worker processes that share the blocks evenly; their topology."""
+    with worker_processes(checkpoint, n, threads, placement) as (topology, _):
+        yield topology
+
+
+@contextlib.contextmanager
+def worker_processes(
+    checkpoint: Checkpoint, n: int, threads: int, placement: Placement
+) -> Iterator[tuple[Topology, list["subprocess.Popen[str]"]]]:
+    """The same, and the processes in the order of their nodes."""
     n_blocks, processes = checkpoint.config.n_blocks, []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "topology.yml")
@@ -30,11 +41,28 @@ def running_workers(checkpoint: Checkpoint, n: int, threads: int, placement: Pla
                 command = [*common, "--name", f"worker{i}"]
                 processes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
             write_topology(file, n_blocks, [served_port(process) for process in processes])
-            yield load_topology(file)
+            yield load_topology(file), processes
         finally:
             for process in processes:
                 process.kill()
                 process.wait()
+
+
+@contextlib.contextmanager
+def relayed(workers: Topology, rate: str, delay: str) -> Iterator[Topology]:
+    """The same workers, each behind a slow link: `rate` and `delay` as scripts/netsim.py takes them."""
+    command = [sys.executable, str(Path(__file__).with_name("netsim.py")), "--rate", rate, "--delay", delay]
+    for node in workers.nodes.values():
+        command += ["--link", f"127.0.0.1:0={node.address}"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            links = [json.loads(process.stdout.readline())["listen"] for _ in workers.nodes]
+            ports = [int(listen.rpartition(":")[2]) for listen in links]
+            nodes = zip(workers.nodes.items(), ports, strict=True)
+            yield Topology({name: replace(node, host="127.0.0.1", port=port) for (name, node), port in nodes})
+        finally:
+            process.kill()
 
 
 def served_port(process: "subprocess.Popen[str]") -> int:

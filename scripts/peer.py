@@ -3,7 +3,7 @@
 `bench.py --llama-cpp` calls this. llama.cpp runs in a process of its own (`peer_process.py`), under a
 Python that may be another: two OpenMP runtimes in one process would fight for the cores. It is given a
 random token for each step and chooses none, which Cake does; and it keeps to its own defaults: its KV
-cache is float16, and its Q4_0 files hold the head in 6 or 8 bits.
+cache is float16, and its 4-bit files hold the head in 6 or 8 bits.
 
 The GGUF files are kept in the cache directory. They are for speed only: they have no vocabulary, and
 what does not change the speed (the order of the rows of q and k, rope scaling) is left as it is.
@@ -26,15 +26,16 @@ from cake.model.linear import Quantization
 from cake.weights.checkpoint import Checkpoint
 from cake.weights.demo_model import BLOCK_TENSOR_NAMES, TENSOR_NAMES, cache_directory
 
-TYPES = {"none": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
+TYPES: dict[Quantization, str] = {"none": "BF16", "int8": "Q8_0", "int4": "Q4_0"}  # llama.cpp's counterparts
+CHOICES = (*TYPES.values(), "Q4_1")
 GGUF_NAMES = {theirs: ours for ours, theirs in (TENSOR_NAMES | BLOCK_TENSOR_NAMES).items()}
 
 
 class Peer:
     """A llama.cpp that waits for its turn."""
 
-    def __init__(self, process: "subprocess.Popen[str]", version: str, mode: Quantization) -> None:
-        self.name = f"llama.cpp {TYPES[mode]} (llama-cpp-python {version})"
+    def __init__(self, process: "subprocess.Popen[str]", version: str, kind: str) -> None:
+        self.name = f"llama.cpp {kind} (llama-cpp-python {version})"
         self._process = process
         self._runs: list[tuple[float, float]] = []
 
@@ -54,12 +55,12 @@ class Peer:
 
 @contextlib.contextmanager
 def running_llama_cpp(
-    python: str, checkpoint: Checkpoint, mode: Quantization, threads: int, prompt: int, generate: int
+    python: str, checkpoint: Checkpoint, kind: str, threads: int, prompt: int, generate: int
 ) -> Iterator[Peer]:
-    """llama.cpp with the checkpoint's weights, loaded and waiting."""
-    file = gguf_file(python, checkpoint, mode, threads)
+    """llama.cpp with the checkpoint's weights as one of `CHOICES`, loaded and waiting."""
+    file = gguf_file(python, checkpoint, kind, threads)
     with started(python, "measure", file, threads, prompt, generate) as (process, version):
-        yield Peer(process, version, mode)
+        yield Peer(process, version, kind)
 
 
 @contextlib.contextmanager
@@ -98,23 +99,27 @@ def check_python(python: str) -> None:
 # The files.
 
 
-def gguf_file(python: str, checkpoint: Checkpoint, mode: Quantization, threads: int) -> Path:
-    """The checkpoint as a GGUF file in llama.cpp's counterpart of `mode`; made where it is not there yet."""
-    n_bytes = sum(entry.end - entry.start for _, entry in map(checkpoint.find, tensor_names(checkpoint)))
-    name = f"{checkpoint.name}-{n_bytes}"
-    path = cache_directory() / "gguf" / f"{name}-{mode}.gguf"
+def gguf_file(python: str, checkpoint: Checkpoint, kind: str, threads: int) -> Path:
+    """The checkpoint as a GGUF file of one of `CHOICES`; made where it is not there yet."""
+    path = gguf_path(checkpoint, kind)
     if path.is_file():
         return path
-    if mode == "none":
+    if kind == "BF16":
         return made(path, lambda scratch: convert(checkpoint, scratch))
-    source = gguf_file(python, checkpoint, "none", threads)
+    source = gguf_file(python, checkpoint, "BF16", threads)
 
     def quantize(scratch: Path) -> None:
-        with started(python, "quantize", source, scratch, TYPES[mode], threads) as (process, _):
+        with started(python, "quantize", source, scratch, kind, threads) as (process, _):
             if process.wait():
-                raise click.ClickException(f"llama.cpp could not make {TYPES[mode]} of {source}")
+                raise click.ClickException(f"llama.cpp could not make {kind} of {source}")
 
     return made(path, quantize)
+
+
+def gguf_path(checkpoint: Checkpoint, kind: str) -> Path:
+    """Where that file is kept: models of one name are told apart by their size."""
+    n_bytes = sum(entry.end - entry.start for _, entry in map(checkpoint.find, tensor_names(checkpoint)))
+    return cache_directory() / "gguf" / f"{checkpoint.name}-{n_bytes}-{kind}.gguf"
 
 
 def made(path: Path, make: Callable[[Path], None]) -> Path:

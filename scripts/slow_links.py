@@ -11,18 +11,16 @@ import asyncio
 import contextlib
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from cluster import running_workers
+from cluster import relayed, running_workers
 from netsim import bit_rate, duration
 from safetensors.torch import save_file
 
@@ -74,11 +72,7 @@ def main(model: str | None, rate: str, delay: str, prompt_tokens: int, runs: int
     bit_rate(rate), duration(delay)  # or say what is wrong with them before anything is started
     torch.set_num_threads(1)
     placement = Placement(torch.device("cpu"), torch.float32)
-    with contextlib.ExitStack() as stack:
-        folder = model or thin_model(Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        checkpoint = open_checkpoint(str(folder), lambda _: True)
-        workers = stack.enter_context(running_workers(checkpoint, 2, 1, placement))
-        topology = stack.enter_context(relayed(workers, rate, delay))
+    with slow_workers(model, rate, delay, placement) as (checkpoint, topology):
         found = [
             asyncio.run(measure(checkpoint, topology, placement, choice, prompt_tokens, runs))
             for choice in CHOICES
@@ -113,16 +107,25 @@ async def measure(
     runs: int,
 ) -> Prompts:
     """A first prompt, whose links are still unknown, and `runs` others."""
-    thread = DeviceThread(placement, 1)
-    pipeline = await open_pipeline(checkpoint, topology, thread, n_tokens + 1, Patience(), wire_dtype=choice)
-    try:
+    async with pipeline_in(checkpoint, topology, placement, choice, n_tokens) as pipeline:
         speeds, sent = [], [traffic(pipeline)]
         for _ in range(1 + runs):
             speeds.append(await one_prompt(pipeline, n_tokens))
             sent.append(traffic(pipeline))
+    return Prompts(choice or "none given", speeds[0], statistics.median(speeds[1:]), sent[-1] - sent[-2])
+
+
+@contextlib.asynccontextmanager
+async def pipeline_in(
+    checkpoint: Checkpoint, topology: Topology, placement: Placement, choice: str | None, n_tokens: int
+) -> AsyncIterator[Pipeline]:
+    """A pipeline for prompts of `n_tokens`, whose hidden states travel in this dtype."""
+    thread = DeviceThread(placement, 1)
+    pipeline = await open_pipeline(checkpoint, topology, thread, n_tokens + 1, Patience(), wire_dtype=choice)
+    try:
+        yield pipeline
     finally:
         await pipeline.close()
-    return Prompts(choice or "none given", speeds[0], statistics.median(speeds[1:]), sent[-1] - sent[-2])
 
 
 async def one_prompt(pipeline: Pipeline, n_tokens: int) -> float:
@@ -141,20 +144,17 @@ def traffic(pipeline: Pipeline) -> int:
 
 
 @contextlib.contextmanager
-def relayed(workers: Topology, rate: str, delay: str) -> Iterator[Topology]:
-    """The same workers, each behind a slow link."""
-    command = [sys.executable, str(Path(__file__).with_name("netsim.py")), "--rate", rate, "--delay", delay]
-    for node in workers.nodes.values():
-        command += ["--link", f"127.0.0.1:0={node.address}"]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            links = [json.loads(process.stdout.readline())["listen"] for _ in workers.nodes]
-            ports = [int(listen.rpartition(":")[2]) for listen in links]
-            nodes = zip(workers.nodes.items(), ports, strict=True)
-            yield Topology({name: replace(node, host="127.0.0.1", port=port) for (name, node), port in nodes})
-        finally:
-            process.kill()
+def slow_workers(
+    model: str | None, rate: str, delay: str, placement: Placement
+) -> Iterator[tuple[Checkpoint, Topology]]:
+    """Two workers of a model, the thin one if it is None, each behind a slow link."""
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = open_checkpoint(model or str(thin_model(Path(scratch))), lambda _: True)
+        with (
+            running_workers(checkpoint, 2, 1, placement) as workers,
+            relayed(workers, rate, delay) as topology,
+        ):
+            yield checkpoint, topology
 
 
 def thin_model(folder: Path) -> Path:
