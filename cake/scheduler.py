@@ -27,6 +27,7 @@ from cake.session import Session
 T = TypeVar("T")
 
 LARGEST_CHUNK, SMALLEST_CHUNK = 512, 64
+CHUNK_BESIDE_OTHERS = 32  # whose tokens wait for it in every stage
 CHUNKS_PER_STAGE = 8  # filling and emptying the pipeline then takes an eighth of a prompt's time
 MOST_LOSSES = 8  # of stages, in one job: a request that kills whoever computes it shall end
 FEW_TOKENS = 16  # what a session that generates lacks at most, drafted tokens included
@@ -180,7 +181,7 @@ class Scheduler:
             return parts
         room = min(job.chunk for job in self._prompts) if self._prompts else 0
         if self._generating:
-            room = min(room, SMALLEST_CHUNK)
+            room = min(room, CHUNK_BESIDE_OTHERS)
         room = min(room, self._pipeline.max_batch_tokens - taken)
         while self._prompts and room > 0:
             job = self._prompts[0]

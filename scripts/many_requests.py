@@ -13,7 +13,7 @@ from trial import CONTEXT, GREEDY, Bench, Outcome, first_token, gaps, generator_
 from cake.generator import Generator
 from cake.model.cache import FIRST_CAPACITY
 from cake.pool import SessionPool
-from cake.scheduler import SMALLEST_CHUNK
+from cake.scheduler import CHUNK_BESIDE_OTHERS
 from cake.session import Session
 from cake.text import human_bytes
 
@@ -63,7 +63,7 @@ async def beside_a_long_prompt(bench: Bench, n_prompt: int = 2000) -> Outcome:
 
 async def last_chunk(generator: Generator, prompt: Sequence[int], runs: int) -> float:
     """Median seconds of the prompt's last tokens, as many as travel at once while others generate."""
-    session, before = Session(), prompt[:-SMALLEST_CHUNK]
+    session, before = Session(), prompt[:-CHUNK_BESIDE_OTHERS]
     await first_token(generator, session, before)
 
     async def run() -> float:

@@ -8,15 +8,15 @@ from many_requests import Crowd, last_chunk, waiting_outcome
 from test_connection import soon
 
 from cake.generator import Generator
-from cake.scheduler import SMALLEST_CHUNK
+from cake.scheduler import CHUNK_BESIDE_OTHERS
 
 
 async def test_the_last_chunk_runs_alone_upon_what_came_before(tiny_model: Path) -> None:
     async with spread(tiny_model, [[range(0, 3)], [range(3, 6)]]) as pipeline:
         generator = Generator(pipeline, NoText(), frozenset())  # type: ignore[arg-type]
         assert await soon(last_chunk(generator, list(range(100)), runs=2)) > 0
-        before = 100 - SMALLEST_CHUNK
-        assert [stage.stats.tokens for stage in pipeline.stages] == 2 * [before + 3 * SMALLEST_CHUNK]
+        before = 100 - CHUNK_BESIDE_OTHERS
+        assert [stage.stats.tokens for stage in pipeline.stages] == 2 * [before + 3 * CHUNK_BESIDE_OTHERS]
 
 
 async def test_a_crowd_notes_who_had_the_first_token_when(tiny_model: Path) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cake.errors import CakeError, SessionLostError
 from cake.model.batch import Segment
-from cake.scheduler import FEW_TOKENS, SMALLEST_CHUNK, Scheduler, chunk_tokens
+from cake.scheduler import CHUNK_BESIDE_OTHERS, FEW_TOKENS, SMALLEST_CHUNK, Scheduler, chunk_tokens
 from cake.session import Session
 
 
@@ -113,7 +113,9 @@ async def test_tokens_of_others_ride_along_with_small_chunks_of_a_prompt() -> No
     for _ in range(4):
         await gate.let()
     assert gate.seen[0] == [(0, 1)]
-    assert gate.seen[1:5] == [[(i, 1), (SMALLEST_CHUNK * (i - 1), SMALLEST_CHUNK)] for i in range(1, 5)]
+    assert gate.seen[1:5] == [
+        [(i, 1), (CHUNK_BESIDE_OTHERS * (i - 1), CHUNK_BESIDE_OTHERS)] for i in range(1, 5)
+    ]
     await gate.let()
     assert talker.result() == [1, 2, 3, 4, 5, 6]
     assert lengths(gate)[5] == 512, "nobody generates any more"
