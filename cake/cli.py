@@ -106,6 +106,20 @@ POSITIVE = click.IntRange(min=1)
     show_default=True,
     help="Worker: host:port to listen on; 0.0.0.0:10128 to be reached from other machines.",
 )
+@click.option(
+    "--cluster-key",
+    metavar="KEY",
+    envvar="CAKE_CLUSTER_KEY",
+    help="The same on every node: who does not know it is turned away, and all connections are encrypted. "
+    "Rather set CAKE_CLUSTER_KEY: others on this machine can read options.  [default: none of that]",
+)
+@click.option(
+    "--allow",
+    metavar="ADDRESSES",
+    multiple=True,
+    help="Worker: serve masters at these addresses only, such as 192.168.1.0/24; several with commas, or "
+    "several times.  [default: all]",
+)
 @click.option("--prompt", default="The sky is blue because ", show_default=True, help="The user's words.")
 @click.option(
     "--system-prompt",
@@ -236,9 +250,19 @@ def main(mode: str, debug: bool, **options: Any) -> None:
         context=options["context"],
     )
     if mode == "worker":
+        from cake.net.admission import parse_networks
         from cake.worker_command import run_worker
 
-        run_worker(WorkerOptions(compute, options["topology"], options["name"], options["address"]))
+        run_worker(
+            WorkerOptions(
+                compute=compute,
+                topology=options["topology"],
+                name=options["name"],
+                address=options["address"],
+                allow=parse_networks(options["allow"]),
+                cluster_key=options["cluster_key"],
+            )
+        )
     else:
         from cake.master import run_master
 
@@ -272,6 +296,7 @@ def _master_options(compute: ComputeOptions, options: dict[str, Any]) -> MasterO
         as_json=options["as_json"],
         wire_dtype=options["wire_dtype"],
         trace=options["trace"],
+        cluster_key=options["cluster_key"],
     )
 
 

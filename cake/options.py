@@ -1,8 +1,10 @@
 """What a person can choose, as the command line hands it on. None means: as the model says."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from cake.net.admission import Network
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class MasterOptions:
     as_json: bool
     wire_dtype: str | None
     trace: Path | None
+    cluster_key: str | None = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -56,3 +59,5 @@ class WorkerOptions:
     topology: Path | None
     name: str | None
     address: str
+    allow: tuple[Network, ...]
+    cluster_key: str | None = field(repr=False)

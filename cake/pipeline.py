@@ -16,6 +16,7 @@ from cake.device import DeviceThread
 from cake.model.batch import Batch, Segment
 from cake.model.config import ModelConfig
 from cake.model.llama import Embedding, Head, load_ends
+from cake.net.tls import Credentials
 from cake.protocol.handshake import MAX_BATCH_TOKENS, Expectation
 from cake.remote import Patience, RemoteStage, RemoteWorker, connect_worker
 from cake.stage import LocalStage
@@ -91,6 +92,7 @@ async def open_pipeline(
     patience: Patience,
     on_bytes: OnBytes = lambda _: None,
     wire_dtype: str | None = None,
+    credentials: Credentials | None = None,
 ) -> Pipeline:
     """Connect to every node, then load what remains here, so that a bad node is found out first.
 
@@ -99,7 +101,7 @@ async def open_pipeline(
     """
     config = checkpoint.config
     layout = topology.layout(config.n_blocks)
-    workers = await _connect_all(checkpoint, topology, patience)
+    workers = await _connect_all(checkpoint, topology, patience, credentials)
     try:
         context = min([context, *(worker.welcome.context for worker in workers.values())])
         legs: list[LocalStage | Chain] = []
@@ -121,11 +123,13 @@ async def open_pipeline(
 
 
 async def _connect_all(
-    checkpoint: Checkpoint, topology: Topology, patience: Patience
+    checkpoint: Checkpoint, topology: Topology, patience: Patience, credentials: Credentials | None
 ) -> dict[str, RemoteWorker]:
     """All nodes at once; the first that fails ends the others' attempts."""
     tasks = {
-        node.name: asyncio.create_task(connect_worker(node, expectation(checkpoint, node), patience))
+        node.name: asyncio.create_task(
+            connect_worker(node, expectation(checkpoint, node), patience, credentials)
+        )
         for node in topology.nodes.values()
     }
     try:

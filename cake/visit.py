@@ -7,6 +7,7 @@ answered to that visit's master.
 
 import asyncio
 import contextlib
+import functools
 import logging
 import secrets
 import time
@@ -14,9 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cake.device import StoppedError
-from cake.errors import CakeError, NodeError, ProtocolError, SessionLostError
+from cake.errors import CakeError, ClusterKeyError, NodeError, ProtocolError, SessionLostError
 from cake.model.batch import Segment
+from cake.net.admission import Admission
 from cake.net.connection import Connection, ConnectionLostError, connect
+from cake.net.keyed import KeyedConnection, new_connection
+from cake.net.tls import Credentials
 from cake.protocol.frames import Frame
 from cake.protocol.handshake import MAX_BATCH_TOKENS, SOFTWARE, check_hello, hello, payload_limit, span_infos
 from cake.protocol.messages import (
@@ -39,7 +43,8 @@ from cake.stage import WireStage
 
 log = logging.getLogger(__name__)
 
-HANDSHAKE_S = 10.0
+HANDSHAKE_S = 5.0
+REFUSAL_S = 0.25  # more than a handshake takes: when one fails does not tell where
 LINK_S = 5.0
 
 
@@ -53,6 +58,7 @@ class Service:
     context: int
     stages: Mapping[int, WireStage]
     fingerprints: Sequence[str]
+    credentials: Credentials | None = None  # without, nobody is asked for a cluster key
 
     def welcome(self, visit: str) -> Welcome:
         """The answer to a good hello."""
@@ -78,10 +84,16 @@ class Visit:
     """One connection. `of_masters` are the visits of masters by their secret names."""
 
     def __init__(
-        self, service: Service, connection: Connection, number: int, of_masters: "dict[str, Visit]"
+        self,
+        service: Service,
+        connection: Connection,
+        number: int,
+        of_masters: "dict[str, Visit]",
+        admission: Admission,
     ) -> None:
         self.connection = connection
         self.parting_words: str | None = None
+        self._admission = admission
         self._service, self._number, self._of_masters = service, number, of_masters
         self._name = secrets.token_hex(16)
         self._links: dict[int, Connection] = {}
@@ -91,10 +103,10 @@ class Visit:
         """Serve until the peer leaves or says something wrong; a master's sessions are freed then."""
         who = self.connection.peer_address
         try:
-            owner = await asyncio.wait_for(self._shake_hands(), HANDSHAKE_S)
-        except (asyncio.TimeoutError, ProtocolError) as error:
-            self.parting_words = str(error) or f"no hello within {HANDSHAKE_S:g} s"
-            log.warning("%s turned away: %s", who, self.parting_words)
+            owner = await self._come_in()
+        except ProtocolError as error:
+            self.parting_words = str(error)
+            log.warning("%s turned away: %s", who, error)
             return
         except ConnectionLostError as error:
             log.debug("no handshake: %s", error)
@@ -118,8 +130,28 @@ class Visit:
         with contextlib.suppress(StoppedError):  # a worker that ends frees everything anyway
             await self.forget(self._sessions)
 
-    async def _shake_hands(self) -> "Visit":
+    async def _come_in(self) -> "Visit":
+        """The handshake, within its time; refusals of those who have no key all take as long."""
+        failures, host = self._admission.failures, self.connection.peer_host
+        loop = asyncio.get_running_loop()
+        refuse_at = loop.time() + REFUSAL_S + failures.pause(host)
+        try:
+            owner = await asyncio.wait_for(self._shake_hands(host), HANDSHAKE_S)
+        except (asyncio.TimeoutError, ProtocolError) as error:
+            if isinstance(error, ClusterKeyError):
+                failures.add(host)
+            if self._service.credentials:
+                await asyncio.sleep(refuse_at - loop.time())
+            raise ProtocolError(str(error) or f"no hello within {HANDSHAKE_S:g} s") from error
+        self._admission.leave(self)
+        return owner
+
+    async def _shake_hands(self, host: str) -> "Visit":
         """The visit that this connection speaks for: itself, if a master is at its other end."""
+        if not self._admission.allows(host):
+            raise ProtocolError(f"this worker allows no masters at {host} (--allow)")
+        if isinstance(self.connection, KeyedConnection):
+            await self.connection.prove_as_worker(lambda: self._admission.failures.turn(host))
         message = (await self.connection.receive()).message
         assert isinstance(message, Hello)  # the table of states allows no other
         check_hello(message, self._service.node)
@@ -217,7 +249,7 @@ class Visit:
         try:
             if message.id in self._links:
                 raise ProtocolError(f"there is a link {message.id} already")
-            self._links[message.id] = await asyncio.wait_for(_connect_peer(message), LINK_S)
+            self._links[message.id] = await asyncio.wait_for(self._connect_peer(message), LINK_S)
         except asyncio.TimeoutError:
             return Failed(message.id, f"no answer within {LINK_S:g} s")
         except (OSError, OverflowError, ValueError, CakeError) as error:
@@ -231,17 +263,20 @@ class Visit:
             await stage.forget(keys)
         self._sessions = self._sessions - sessions
 
-
-async def _connect_peer(message: Link) -> Connection:
-    """A connection to another worker, after its welcome."""
-    connection = await connect(message.host, message.port)
-    try:
-        await connection.send(hello(message.node, message.visit))
-        answer = (await connection.receive()).message
-        if not isinstance(answer, Welcome) or answer.node != message.node:
-            raise NodeError(f"it refused: {answer.reason if isinstance(answer, Goodbye) else 'another node'}")
-    except BaseException:
-        connection.abort()
-        raise
-    connection.hand_over(lambda _: None, lambda _: None)  # it has nothing more to say
-    return connection
+    async def _connect_peer(self, message: Link) -> Connection:
+        """A connection to another worker, after its welcome."""
+        new = functools.partial(new_connection, credentials=self._service.credentials)
+        connection = await connect(message.host, message.port, new)
+        try:
+            if isinstance(connection, KeyedConnection):
+                await connection.prove_as_master(message.node)
+            await connection.send(hello(message.node, message.visit))
+            answer = (await connection.receive()).message
+            if not isinstance(answer, Welcome) or answer.node != message.node:
+                reason = answer.reason if isinstance(answer, Goodbye) else "another node"
+                raise NodeError(f"it refused: {reason}")
+        except BaseException:
+            connection.abort()
+            raise
+        connection.hand_over(lambda _: None, lambda _: None)  # it has nothing more to say
+        return connection
