@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 HANDSHAKE_S = 5.0
 REFUSAL_S = 0.25  # more than a handshake takes: when one fails does not tell where
 LINK_S = 5.0
+MAX_SESSIONS = 1024  # of one master; each holds at most the context's tokens
+MAX_LINKS = 64
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ class Visit:
             owner = await self._come_in()
         except ProtocolError as error:
             self.parting_words = str(error)
-            log.warning("%s turned away: %s", who, error)
+            if self._admission.refused.worth_a_line(self.connection.peer_host):
+                log.warning("%s turned away: %s", who, error)
             return
         except ConnectionLostError as error:
             log.debug("no handshake: %s", error)
@@ -132,35 +135,38 @@ class Visit:
 
     async def _come_in(self) -> "Visit":
         """The handshake, within its time; refusals of those who have no key all take as long."""
-        failures, host = self._admission.failures, self.connection.peer_host
+        door, host = self._admission, self.connection.peer_host
         loop = asyncio.get_running_loop()
-        refuse_at = loop.time() + REFUSAL_S + failures.pause(host)
+        refuse_at = loop.time() + REFUSAL_S + door.refused.pause(host)
         try:
-            owner = await asyncio.wait_for(self._shake_hands(host), HANDSHAKE_S)
+            return await asyncio.wait_for(self._shake_hands(host), HANDSHAKE_S)
         except (asyncio.TimeoutError, ProtocolError) as error:
+            door.refused.add(host)
             if isinstance(error, ClusterKeyError):
-                failures.add(host)
+                door.guessed.add(host)
             if self._service.credentials:
+                door.fails(self)
                 await asyncio.sleep(refuse_at - loop.time())
             raise ProtocolError(str(error) or f"no hello within {HANDSHAKE_S:g} s") from error
-        self._admission.leave(self)
-        return owner
 
     async def _shake_hands(self, host: str) -> "Visit":
         """The visit that this connection speaks for: itself, if a master is at its other end."""
         if not self._admission.allows(host):
             raise ProtocolError(f"this worker allows no masters at {host} (--allow)")
         if isinstance(self.connection, KeyedConnection):
-            await self.connection.prove_as_worker(lambda: self._admission.failures.turn(host))
+            preface = await self.connection.hear_preface()
+            self._admission.begins(self)
+            await self.connection.prove_as_worker(preface, lambda: self._admission.guessed.turn(host))
         message = (await self.connection.receive()).message
         assert isinstance(message, Hello)  # the table of states allows no other
         check_hello(message, self._service.node)
         owner = self._of_masters.get(message.visit) if message.visit else self
         if owner is None:
             raise ProtocolError("no master is here by that visit")
+        self._admission.leave(self)
+        await self.connection.send(self._service.welcome(self._name if owner is self else ""))
         if owner is self:
             self._of_masters[self._name] = self
-        await self.connection.send(self._service.welcome(self._name if owner is self else ""))
         self.connection.raise_limits(payload_limit(MAX_BATCH_TOKENS, self._service.hidden_size))
         return owner
 
@@ -200,6 +206,10 @@ class Visit:
 
     async def _answer(self, message: Forward, frame: Frame) -> Message:
         stage, segments = self._read(message)
+        sessions = self._sessions.union(wire.session for wire in message.segments)
+        if len(sessions) > MAX_SESSIONS:
+            return Failed(message.id, f"more than {MAX_SESSIONS} sessions; forget some first")
+        self._sessions = sessions
         try:
             hidden, compute_s, started_s = await stage.answer(message.hidden, segments)
         except SessionLostError as error:
@@ -235,7 +245,6 @@ class Visit:
                 f"hidden states of {list(message.hidden.shape)} do not fit {n_tokens} tokens of a model "
                 f"of hidden size {hidden_size}"
             )
-        self._sessions.update(segments)
         return stage, tuple(segments.values())
 
     def _segment(self, wire: WireSegment) -> Segment:
@@ -249,6 +258,8 @@ class Visit:
         try:
             if message.id in self._links:
                 raise ProtocolError(f"there is a link {message.id} already")
+            if len(self._links) == MAX_LINKS:
+                raise NodeError(f"there are {MAX_LINKS} links already")
             self._links[message.id] = await asyncio.wait_for(self._connect_peer(message), LINK_S)
         except asyncio.TimeoutError:
             return Failed(message.id, f"no answer within {LINK_S:g} s")

@@ -48,11 +48,12 @@ class Worker:
         if self._reporter is not None:
             self._reporter.cancel()
         visits = dict(self._visits)
+        strangers = [visit for visit in visits.values() if self._admission.waits(visit)]
         for task in visits:
             task.cancel()
         await asyncio.gather(*visits, return_exceptions=True)
-        masters = [visit.connection for visit in visits.values() if not self._admission.waits(visit)]
-        await asyncio.gather(*(connection.close(reason) for connection in masters))
+        partings = [v.connection.close(None if v in strangers else reason) for v in visits.values()]
+        await asyncio.gather(*partings)
 
     def _accept(self, connection: Connection) -> None:
         visit = Visit(self._service, connection, next(self._numbers), self._of_masters, self._admission)

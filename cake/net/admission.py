@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from cake.errors import CakeError, ProtocolError
 
@@ -22,6 +22,7 @@ Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 MAX_PENDING = 64
 MAX_FAILURES = 3
+MAX_LINES = 20
 FORGIVEN_AFTER_S = 60.0
 LONGEST_PAUSE_S = 4.0  # below the time that a handshake may take
 MAX_REMEMBERED = 1024  # addresses that failed
@@ -53,15 +54,30 @@ def household(host: str) -> str:
     return str(address)
 
 
+class _Waiting(NamedTuple):
+    household: str
+    drop: Callable[[], None]
+
+
+_Queue: TypeAlias = dict[Hashable, _Waiting]  # in the order of arrival
+
+
 class Admission:
-    """A worker's door: who may come, and who of those that wait must go when too many do."""
+    """A worker's door: who may come, and who of those that wait must go when too many do.
+
+    Half of the places are for those who are in the middle of a handshake, so that no crowd of others
+    drives them out, and half for the others, so that nobody who stops in the middle keeps them out. In
+    each half, who must go is of the address with most the one who has waited longest.
+    """
 
     def __init__(self, allowed: Iterable[Network] = ()) -> None:
         """With `allowed`, nobody else may come; without, everybody may."""
         self._allowed = tuple(allowed)
-        self._pending: dict[Hashable, tuple[str, Callable[[], None]]] = {}  # in the order of arrival
+        self._silent: _Queue = {}
+        self._begun: _Queue = {}
         self._crowded = False
-        self.failures = Failures()
+        self.refused = Failures()  # for whatever reason: further refusals come later
+        self.guessed = Failures()  # wrong proofs: further ones are judged later, the right ones too
 
     def allows(self, host: str) -> bool:
         """Whether masters may come from there."""
@@ -70,32 +86,37 @@ class Admission:
 
     def waits(self, visitor: Hashable) -> bool:
         """Whether this one has come and has neither been let in nor gone."""
-        return visitor in self._pending
+        return visitor in self._silent or visitor in self._begun
 
     def enter(self, visitor: Hashable, host: str, drop: Callable[[], None]) -> None:
-        """Somebody has come.
+        """Somebody has come; `drop` makes them go."""
+        self._add(self._silent, visitor, _Waiting(household(host), drop))
 
-        Where too many wait already, one of them is dropped: of the address from which most have come,
-        the one who has waited longest.
-        """
-        if len(self._pending) >= MAX_PENDING:
-            self._make_room()
-        self._pending[visitor] = household(host), drop
+    def begins(self, visitor: Hashable) -> None:
+        """What they have said so far is the beginning of a handshake."""
+        self._add(self._begun, visitor, self._silent.pop(visitor))
+
+    def fails(self, visitor: Hashable) -> None:
+        """They will not be let in, and only wait for the answer."""
+        if visitor in self._begun:
+            self._add(self._silent, visitor, self._begun.pop(visitor))
 
     def leave(self, visitor: Hashable) -> None:
         """They have been let in, or have gone."""
-        self._pending.pop(visitor, None)
-        self._crowded = self._crowded and bool(self._pending)
+        self._silent.pop(visitor, None)
+        self._begun.pop(visitor, None)
+        self._crowded = self._crowded and bool(self._silent or self._begun)
 
-    def _make_room(self) -> None:
-        if not self._crowded:  # one line, however many come
-            self._crowded = True
-            log.warning("%d connections wait for their handshake; the oldest give way", MAX_PENDING)
-        crowd = Counter(where for where, _ in self._pending.values())
-        most = max(crowd.values())
-        visitor = next(v for v, (where, _) in self._pending.items() if crowd[where] == most)
-        _, drop = self._pending.pop(visitor)
-        drop()
+    def _add(self, queue: _Queue, visitor: Hashable, waiting: _Waiting) -> None:
+        if len(queue) == MAX_PENDING // 2:
+            if not self._crowded:  # one line, however many come
+                self._crowded = True
+                log.warning("too many connections without a handshake; the oldest give way")
+            crowd = Counter(each.household for each in queue.values())
+            most = max(crowd.values())
+            oldest = next(who for who, each in queue.items() if crowd[each.household] == most)
+            queue.pop(oldest).drop()
+        queue[visitor] = waiting
 
 
 @dataclass
@@ -108,7 +129,7 @@ class _Failed:
 
 
 class Failures:
-    """Who did not prove the cluster key lately: after three times they are judged slowly."""
+    """Who failed lately: after three times an address is made to wait."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -126,14 +147,21 @@ class Failures:
             del self._of[next(iter(self._of))]
 
     def pause(self, host: str) -> float:
-        """Seconds between two judgements on those from there."""
+        """Seconds that somebody from there waits, and between two who come at once."""
         failed = self._lately(host)
         if failed is None or failed.number < MAX_FAILURES:
             return 0.0
         return min(2.0 ** (failed.number - MAX_FAILURES), LONGEST_PAUSE_S)
 
+    def worth_a_line(self, host: str) -> bool:
+        """Whether the log should tell of the last one from there: crowds must not fill the disk."""
+        failed = self._lately(host)
+        if failed is not None and failed.number == MAX_LINES:
+            log.warning("%s was refused %d times; what follows from there is not logged", host, MAX_LINES)
+        return failed is None or failed.number < MAX_LINES
+
     async def turn(self, host: str) -> None:
-        """Wait until one from there may be judged: one after the other, however many come at once.
+        """Wait that long: one after the other, however many come at once.
 
         Raises `ProtocolError` where too many wait already.
         """

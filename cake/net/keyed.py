@@ -18,10 +18,9 @@ from cake.protocol.cluster_key import (
     NONCE_BYTES,
     OPENING_BYTES,
     Handshake,
+    Preface,
     digest,
-    is_hello,
     is_preface,
-    preface,
     read_head,
 )
 from cake.protocol.messages import Buffer, Goodbye, Message
@@ -45,12 +44,15 @@ class KeyedConnection(Connection):
     async def prove_as_master(self, called: str) -> None:
         """To the node `called`. Raises `ClusterKeyError` with the reason, or what `receive` does."""
         own, nonce = self._credentials, secrets.token_bytes(NONCE_BYTES)
-        self.write(preface(nonce, own.certificate))
+        self.write(Preface(nonce, own.certificate).encode())
         if not is_preface(await self._peek(OPENING_BYTES)):
             await self._hear_the_reason()
-        worker_nonce, certificate = await self._read_preface()
-        seen = await self._start_tls(certificate, server=False)
-        handshake = Handshake(nonce, worker_nonce, own.certificate, seen, digest(called.encode()))
+        worker = await self._read_preface()
+        try:
+            seen = await self._start_tls(worker.certificate, server=False)
+        except ProtocolError as error:
+            raise ClusterKeyError(f"is not to be reached in private: {error}; who sits between?") from error
+        handshake = Handshake(nonce, worker.nonce, own.certificate, seen, digest(called.encode()))
         self.write(handshake.called + handshake.proof(own.key, "master"))
         try:
             answer = await self._read(DIGEST_BYTES)
@@ -60,21 +62,23 @@ class KeyedConnection(Connection):
             raise ClusterKeyError(f"does not know the cluster key, or another sits between; {BOTH_NEED_IT}")
         self._start_frames()
 
-    async def prove_as_worker(self, turn: Callable[[], Awaitable[None]]) -> None:
+    async def hear_preface(self) -> Preface:
+        """The master's. Raises what `receive` does; a plain hello is as wrong as noise."""
+        if not is_preface(await self._peek(OPENING_BYTES)):
+            raise ProtocolError(WANTS_A_KEY)
+        return await self._read_preface()
+
+    async def prove_as_worker(self, master: Preface, turn: Callable[[], Awaitable[None]]) -> None:
         """Let the master prove itself first; waits for its `turn` before it judges.
 
-        Raises `ClusterKeyError` where there is no proof or a wrong one, or what `receive` does.
+        Raises `ClusterKeyError` where the proof is wrong, or what `receive` does.
         """
         own, nonce = self._credentials, secrets.token_bytes(NONCE_BYTES)
-        opening = await self._peek(OPENING_BYTES)
-        if not is_preface(opening):
-            raise (ClusterKeyError if is_hello(opening) else ProtocolError)(WANTS_A_KEY)
-        master_nonce, certificate = await self._read_preface()
-        self.write(preface(nonce, own.certificate))
-        seen = await self._start_tls(certificate, server=True)
+        self.write(Preface(nonce, own.certificate).encode())
+        seen = await self._start_tls(master.certificate, server=True)
         called, proof = await self._read(DIGEST_BYTES), await self._read(DIGEST_BYTES)
         await turn()
-        handshake = Handshake(master_nonce, nonce, seen, own.certificate, called)
+        handshake = Handshake(master.nonce, nonce, seen, own.certificate, called)
         if not handshake.proves(own.key, "master", proof):
             raise ClusterKeyError("its cluster key is another, or another sits between")
         self.write(handshake.proof(own.key, "worker"))
@@ -118,10 +122,9 @@ class KeyedConnection(Connection):
         del self._unread[:n_bytes]
         return data
 
-    async def _read_preface(self) -> tuple[bytes, bytes]:
-        """The peer's nonce and certificate."""
+    async def _read_preface(self) -> Preface:
         nonce, length = read_head(await self._read(HEAD.size))
-        return nonce, await self._read(length)
+        return Preface(nonce, await self._read(length))
 
     async def _start_tls(self, certificate: bytes, server: bool) -> bytes:
         """Everything from now on is encrypted; returns the peer's certificate once it has been proven."""

@@ -11,7 +11,7 @@ from cake.net.connection import Connection
 from cake.net.keyed import new_connection
 from cake.net.tls import Credentials
 
-AT_ONCE = 32  # accepted before any of them is read, or dropped again
+AT_ONCE = 8  # accepted before others are read: few enough that none is dropped unheard
 QUEUE = 1024  # that the system may hold meanwhile; whom it turns away, TCP lets try again after a second
 
 

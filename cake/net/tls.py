@@ -63,10 +63,15 @@ def new_credentials(cluster_key: str) -> Credentials:
         log.warning("the cluster key is short enough to be guessed; make a better one with: %s", MAKE_ONE)
     private = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "cake")])
-    builder = x509.CertificateBuilder(name, name, private.public_key(), x509.random_serial_number())
-    # It lives as long as the process; the clocks of the two may be anything.
-    builder = builder.not_valid_before(datetime.datetime(1970, 1, 1))
-    builder = builder.not_valid_after(datetime.datetime(9999, 12, 31))
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(datetime.datetime(1970, 1, 1))  # it lives as long as the process,
+        .not_valid_after(datetime.datetime(9999, 12, 31))  # and clocks may be wrong
+    )
     certificate = builder.sign(private, hashes.SHA256())
     pem = private.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

@@ -15,9 +15,10 @@ import hashlib
 import hmac
 import struct
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cake.errors import ProtocolError
-from cake.protocol.frames import HANDSHAKE_LIMITS, KEYED_MAGIC, MAGIC, PREFIX
+from cake.protocol.frames import KEYED_MAGIC, PREFIX
 from cake.protocol.states import Role
 
 HEAD = struct.Struct(">8s32sH")
@@ -36,20 +37,20 @@ def derive(cluster_key: str) -> bytes:
     return hashlib.scrypt(text, salt=SALT, n=2**14, r=8, p=1, dklen=32)
 
 
-def preface(nonce: bytes, certificate: bytes) -> bytes:
-    """The first bytes of either side."""
-    return HEAD.pack(KEYED_MAGIC, nonce, len(certificate)) + certificate
+class Preface(NamedTuple):
+    """The first that either side says; the certificate is DER."""
+
+    nonce: bytes
+    certificate: bytes
+
+    def encode(self) -> bytes:
+        """Its bytes."""
+        return HEAD.pack(KEYED_MAGIC, self.nonce, len(self.certificate)) + self.certificate
 
 
 def is_preface(opening: bytes) -> bool:
     """Whether somebody's first bytes are those of a preface."""
     return opening.startswith(KEYED_MAGIC)
-
-
-def is_hello(opening: bytes) -> bool:
-    """Whether they could be those of a plain hello: a frame within the limits."""
-    magic, header, payload = PREFIX.unpack(opening[: PREFIX.size])
-    return magic == MAGIC and header <= HANDSHAKE_LIMITS.header and not payload
 
 
 def read_head(head: bytes) -> tuple[bytes, int]:
