@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 
 def run_worker(options: WorkerOptions) -> None:
     """Serve until Ctrl-C or SIGTERM."""
-    node = load_topology(_topology_file(options)).node(options.name)
     credentials = None if options.cluster_key is None else new_credentials(options.cluster_key)
+    node = load_topology(_topology_file(options)).node(options.name)
     try:
         listener = bind(*parse_address(options.address))
     except ValueError as error:
@@ -83,6 +83,12 @@ async def _serve(
         worker = Worker(_service(node, checkpoint, context, stages, credentials), options.allow)
         await worker.start(listener)
         host, port = listener.getsockname()[:2]
+        if credentials is None and not _is_loopback(host):
+            log.warning(
+                "whoever reaches %s may use this worker and read along; to change that, give every node the "
+                "same key in CAKE_CLUSTER_KEY",
+                format_address(host, port),
+            )
         log.info(
             "%s serves blocks %s of %s on %s in %s with %s weights at %s, memory %s",
             node.name,
@@ -96,12 +102,6 @@ async def _serve(
         )
         if port != node.port and parse_address(options.address)[1]:
             log.warning("but the topology sends masters to %s; is --address right?", node.address)
-        if credentials is None and not _is_loopback(host):
-            log.warning(
-                "whoever reaches %s may use this worker and read along; to change that, give every node the "
-                "same key in CAKE_CLUSTER_KEY",
-                format_address(host, port),
-            )
         try:
             await asyncio.Event().wait()
         finally:

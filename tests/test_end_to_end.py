@@ -346,6 +346,20 @@ def test_a_cluster_key_lets_in_who_knows_it_and_nobody_else(
         assert KEY["CAKE_CLUSTER_KEY"] not in log
 
 
+@pytest.mark.parametrize(
+    ("address", "key", "warned"),
+    [("0.0.0.0:0", {}, True), ("0.0.0.0:0", KEY, False), ("127.0.0.1:0", {}, False)],
+)
+def test_a_worker_says_when_it_is_open_to_all(
+    processes: Start, tmp_path: Path, address: str, key: dict[str, str], warned: bool
+) -> None:
+    topology = tmp_path / "topology.yml"
+    topology.write_text("w: {host: '127.0.0.1:1', layers: [model.layers.3]}")
+    worker = processes("--mode", "worker", "--topology", topology, "--address", address, **key)
+    worker.wait_for("w serves blocks 3")
+    assert ("whoever reaches 0.0.0.0:" in worker.stderr) == warned
+
+
 STRANGERS = [
     b"",
     b"GET / HTTP/1.1\r\nHost: worker\r\n\r\n",
