@@ -117,8 +117,8 @@ POSITIVE = click.IntRange(min=1)
     "--allow",
     metavar="ADDRESSES",
     multiple=True,
-    help="Worker: serve masters at these addresses only, such as 192.168.1.0/24; several with commas, or "
-    "several times.  [default: all]",
+    help="Worker: let masters and other workers come from these addresses only, such as 192.168.1.0/24; "
+    "several with commas, or several times.  [default: all]",
 )
 @click.option("--prompt", default="The sky is blue because ", show_default=True, help="The user's words.")
 @click.option(

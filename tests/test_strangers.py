@@ -6,7 +6,7 @@ import logging
 import random
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -17,10 +17,13 @@ from test_worker import HELLO, ask, forward, raw
 
 from cake.chain import Chain
 from cake.errors import NodeError
+from cake.net.admission import Network
 from cake.net.tls import Credentials, new_credentials
 from cake.protocol.cluster_key import Preface
 from cake.protocol.messages import Failed, Forget, Goodbye, Result
 from cake.topology import Node
+from cake.visit import Service
+from cake.worker import Worker
 
 SPAN = range(0, 3)
 PROMPT = [3, 1, 4, 1, 5]
@@ -234,12 +237,11 @@ async def test_a_crowd_keeps_no_master_out(
 
 
 async def test_crowds_leave_nothing_behind(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    workers = []
-    original = __import__("conftest").Worker
-
-    def recorded(*arguments: object) -> object:
-        workers.append(original(*arguments))
+    def recorded(service: Service, allowed: Sequence[Network]) -> Worker:
+        workers.append(Worker(service, allowed))
         return workers[-1]
+
+    workers: list[Worker] = []
 
     monkeypatch.setattr("conftest.Worker", recorded)
     async with serving(tiny_model, "porch", SPAN, credentials=OURS) as node:

@@ -24,7 +24,7 @@ MAX_PENDING = 64
 MAX_FAILURES = 3
 MAX_LINES = 20
 FORGIVEN_AFTER_S = 60.0
-LONGEST_PAUSE_S = 4.0  # below the time that a handshake may take
+PAUSES_S = (1.0, 2.0, 4.0)  # below the time that a handshake may take
 MAX_REMEMBERED = 1024  # addresses that failed
 
 
@@ -94,7 +94,8 @@ class Admission:
 
     def begins(self, visitor: Hashable) -> None:
         """What they have said so far is the beginning of a handshake."""
-        self._add(self._begun, visitor, self._silent.pop(visitor))
+        if visitor in self._silent:  # and was not dropped in this moment
+            self._add(self._begun, visitor, self._silent.pop(visitor))
 
     def fails(self, visitor: Hashable) -> None:
         """They will not be let in, and only wait for the answer."""
@@ -151,7 +152,7 @@ class Failures:
         failed = self._lately(host)
         if failed is None or failed.number < MAX_FAILURES:
             return 0.0
-        return min(2.0 ** (failed.number - MAX_FAILURES), LONGEST_PAUSE_S)
+        return PAUSES_S[min(failed.number - MAX_FAILURES, len(PAUSES_S) - 1)]
 
     def worth_a_line(self, host: str) -> bool:
         """Whether the log should tell of the last one from there: crowds must not fill the disk."""
@@ -169,7 +170,7 @@ class Failures:
         if failed is None or not pause:
             return
         turn = max(now, failed.turn) + pause
-        if turn > now + LONGEST_PAUSE_S:
+        if turn > now + PAUSES_S[-1]:
             raise ProtocolError("others at its address failed to prove the cluster key, and it must wait")
         failed.turn = turn
         await asyncio.sleep(turn - now)

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 
 from cake.errors import ClusterKeyError, ProtocolError
-from cake.net.connection import Connection, ConnectionLostError
+from cake.net.connection import MAX_REASON, Connection, ConnectionLostError
 from cake.net.tls import Credentials, Tls
 from cake.protocol.cluster_key import (
     BOTH_NEED_IT,
@@ -146,7 +146,8 @@ class KeyedConnection(Connection):
         self._start_frames()
         message = (await self.receive()).message
         assert isinstance(message, Goodbye)  # the table of states allows no other
-        raise ClusterKeyError(f"refused: {message.reason}")
+        reason = "".join(c if c.isprintable() else "?" for c in message.reason[:MAX_REASON])
+        raise ClusterKeyError(f"refused: {reason}")  # whoever said it, the terminal obeys no stranger
 
 
 def new_connection(
