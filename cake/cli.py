@@ -106,6 +106,20 @@ POSITIVE = click.IntRange(min=1)
     show_default=True,
     help="Worker: host:port to listen on; 0.0.0.0:10128 to be reached from other machines.",
 )
+@click.option(
+    "--cluster-key",
+    metavar="KEY",
+    envvar="CAKE_CLUSTER_KEY",
+    help="The same on every node: who does not know it is turned away, and all connections are encrypted. "
+    "Rather set CAKE_CLUSTER_KEY: others on this machine can read options.  [default: none of that]",
+)
+@click.option(
+    "--allow",
+    metavar="ADDRESSES",
+    multiple=True,
+    help="Worker: let masters and other workers come from these addresses only, such as 192.168.1.0/24; "
+    "several with commas, or several times.  [default: all]",
+)
 @click.option("--prompt", default="The sky is blue because ", show_default=True, help="The user's words.")
 @click.option(
     "--system-prompt",
@@ -256,11 +270,18 @@ def main(mode: str, debug: bool, **options: Any) -> None:
         context=options["context"],
     )
     if mode == "worker":
+        from cake.net.admission import parse_networks
         from cake.worker_command import run_worker
 
         run_worker(
             WorkerOptions(
-                compute, options["topology"], options["name"], options["address"], options["dead_after"]
+                compute=compute,
+                topology=options["topology"],
+                name=options["name"],
+                address=options["address"],
+                allow=parse_networks(options["allow"]),
+                cluster_key=options["cluster_key"],
+                dead_after=options["dead_after"],
             )
         )
     else:
@@ -299,6 +320,7 @@ def _master_options(compute: ComputeOptions, options: dict[str, Any]) -> MasterO
         dead_after=options["dead_after"],
         rejoin_timeout=options["rejoin_timeout"],
         adopt=options["adopt"],
+        cluster_key=options["cluster_key"],
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from cake.errors import NodeError, NodeLostError
+from cake.net.tls import Credentials
 from cake.protocol.handshake import Expectation
 from cake.remote import Patience, RemoteWorker, UnreachableError, connect_worker
 from cake.topology import Node
@@ -31,10 +32,12 @@ class Member:
 class Crew:
     """Workers by the names of their nodes, those that are there."""
 
-    def __init__(self, members: Iterable[Member], patience: Patience) -> None:
+    def __init__(
+        self, members: Iterable[Member], patience: Patience, credentials: Credentials | None = None
+    ) -> None:
         self.workers: dict[str, RemoteWorker] = {}
         self._members = {member.node.name: member for member in members}
-        self._patience = patience
+        self._patience, self._credentials = patience, credentials
         self._dialling: dict[str, asyncio.Task[None]] = {}
         self._news = asyncio.Event()
         self._closed = False
@@ -83,7 +86,7 @@ class Crew:
     async def _join(self, name: str, patience: Patience) -> None:
         """Connect to one; from then on it is part of the crew until it is lost."""
         member = self._members[name]
-        worker = await connect_worker(member.node, member.expected, patience)
+        worker = await connect_worker(member.node, member.expected, patience, self._credentials)
         if worker.alive:
             self.workers[name] = worker
             worker.on_lost = lambda error: self._lost(name, error)

@@ -33,6 +33,10 @@ class ProtocolError(CakeError):
     """The peer sent something that the protocol does not allow; the connection is over."""
 
 
+class ClusterKeyError(ProtocolError):
+    """The two ends of a connection do not prove the same cluster key."""
+
+
 class SessionLostError(CakeError):
     """A stage holds fewer of a session's tokens than `forward` builds on.
 

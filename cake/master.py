@@ -14,6 +14,7 @@ from cake.draft import DraftModel, open_draft_checkpoint
 from cake.generator import Generator, check_prompt
 from cake.model.sampling import SamplingParams
 from cake.model.tokenizer import Tokenizer
+from cake.net.tls import new_credentials
 from cake.options import MasterOptions, SamplingOptions
 from cake.pipeline import OnBytes, open_pipeline
 from cake.progress import loading_bar
@@ -87,6 +88,7 @@ class Master:
         self.sampling = sampling_params(options.sampling, checkpoint.generation_config)
         self._topology, self._checkpoint = topology, checkpoint
         name = options.draft_model  # refused at once, if it is no draft for this model
+        self._credentials = None if options.cluster_key is None else new_credentials(options.cluster_key)
         self._draft = open_draft_checkpoint(name, checkpoint, tokenizer) if name else None
 
     def encode(self, prompt: str) -> list[int]:
@@ -128,6 +130,7 @@ class Master:
                     bar.update,
                     self.options.wire_dtype,
                     Recovery(self.options.rejoin_timeout, self.options.adopt),
+                    self._credentials,
                 )
             except BaseException:
                 thread.close()

@@ -1,8 +1,10 @@
 """What a person can choose, as the command line hands it on. None means: as the model says."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from cake.net.admission import Network
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class MasterOptions:
     dead_after: float  # seconds
     rejoin_timeout: float
     adopt: bool
+    cluster_key: str | None = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -60,3 +63,5 @@ class WorkerOptions:
     name: str | None
     address: str
     dead_after: float  # seconds
+    allow: tuple[Network, ...]
+    cluster_key: str | None = field(repr=False)

@@ -19,6 +19,7 @@ from cake.device import DeviceThread
 from cake.model.batch import Batch, Segment
 from cake.model.config import ModelConfig
 from cake.model.llama import Embedding, Head, load_ends
+from cake.net.tls import Credentials
 from cake.protocol.handshake import MAX_BATCH_TOKENS, Expectation, describe_spans
 from cake.remote import Patience
 from cake.routes import AnyStage, Recovery, Route, Routes
@@ -146,6 +147,7 @@ async def open_pipeline(
     on_bytes: OnBytes = lambda _: None,
     wire_dtype: str | None = None,
     recovery: Recovery | None = None,
+    credentials: Credentials | None = None,
 ) -> Pipeline:
     """Connect to every node, then load what remains here, so that a bad node is found out first.
 
@@ -156,7 +158,11 @@ async def open_pipeline(
     n_blocks = config.n_blocks
     topology.layout(n_blocks)  # or say what does not fit
     own: list[LocalStage] = []
-    crew = Crew([Member(node, expectation(checkpoint, node)) for node in topology.nodes.values()], patience)
+    crew = Crew(
+        [Member(node, expectation(checkpoint, node)) for node in topology.nodes.values()],
+        patience,
+        credentials,
+    )
 
     async def load(span: range) -> LocalStage:
         stage = LocalStage(MASTER, span, config, context, thread)

@@ -12,12 +12,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from cake.session import Session
 
 KEPT_TOKENS = 1 << 16
+KEPT_SESSIONS = 512  # workers hold no more than twice as many
 AT_ONCE = 16  # requests; more wait their turn
 WORTH_A_COPY = 32  # shared tokens
 
 
 class SessionPool:
-    """Idle sessions, the one used longest ago first; at most `kept_tokens` tokens of them."""
+    """Idle sessions, the one used longest ago first; at most `kept_tokens` tokens and 512 of them."""
 
     def __init__(
         self,
@@ -34,6 +35,10 @@ class SessionPool:
     def idle(self) -> tuple[Session, ...]:
         """The sessions that are kept."""
         return tuple(self._idle)
+
+    @property
+    def _n_tokens(self) -> int:
+        return sum(len(session.ids) for session in self._idle)
 
     @contextlib.asynccontextmanager
     async def session_for(self, prompt: Sequence[int]) -> AsyncIterator[Session]:
@@ -64,7 +69,7 @@ class SessionPool:
         return best.copy(shared)
 
     async def _make_room(self) -> None:
-        while sum(len(session.ids) for session in self._idle) > self._kept_tokens:
+        while len(self._idle) > KEPT_SESSIONS or self._n_tokens > self._kept_tokens:
             free = [session for session in self._idle if not self._copied[session.number]]
             if not free:
                 return

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 import os
@@ -9,8 +10,10 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
-from cake.errors import NodeError, NodeLostError, ProtocolError, SessionLostError
+from cake.errors import ClusterKeyError, NodeError, NodeLostError, ProtocolError, SessionLostError
 from cake.net.connection import DEAD_AFTER_S, Connection, ConnectionLostError, connect
+from cake.net.keyed import KeyedConnection, new_connection
+from cake.net.tls import Credentials
 from cake.protocol.frames import Frame
 from cake.protocol.handshake import Expectation, check_welcome, hello, payload_limit
 from cake.protocol.messages import (
@@ -194,14 +197,18 @@ def number_of(session: Hashable) -> int:
     return session
 
 
-async def connect_worker(node: Node, expected: Expectation, patience: Patience) -> RemoteWorker:
+async def connect_worker(
+    node: Node, expected: Expectation, patience: Patience, credentials: Credentials | None = None
+) -> RemoteWorker:
     """Reach a worker, shake hands, and check that it serves what the topology says.
 
     A worker that does not listen yet is tried again until patience ends, so that the order of
     starting does not matter. Raises `NodeError`.
     """
-    connection = await _connect(node, patience)
+    connection = await _connect(node, patience, credentials)
     try:
+        if isinstance(connection, KeyedConnection):
+            await asyncio.wait_for(connection.prove_as_master(node.name), patience.handshake)
         started = time.perf_counter()
         welcome = await asyncio.wait_for(_greet(connection, node), patience.handshake)
         round_trip_s = time.perf_counter() - started
@@ -221,6 +228,8 @@ def _handshake_failure(error: BaseException) -> str | None:
     """What a person should hear of an error during the handshake; none if it says so itself."""
     if isinstance(error, asyncio.TimeoutError):
         return "accepts connections but does not answer; is it a Cake worker, and is it well?"
+    if isinstance(error, ClusterKeyError):
+        return str(error)
     if isinstance(error, ProtocolError):
         return f"does not speak Cake's protocol: {error}; is its host right in the topology?"
     if isinstance(error, ConnectionLostError):
@@ -237,13 +246,14 @@ async def _greet(connection: Connection, node: Node) -> Welcome:
     return message
 
 
-async def _connect(node: Node, patience: Patience) -> Connection:
+async def _connect(node: Node, patience: Patience, credentials: Credentials | None) -> Connection:
     """Try with growing pauses until a connection opens; `NodeError` when patience ends."""
     deadline = time.monotonic() + patience.total
     pause, reason = patience.first_pause, "no answer"
+    new = functools.partial(new_connection, credentials=credentials)
     for attempt in itertools.count():
         try:
-            opening = connect(node.host, node.port)
+            opening = connect(node.host, node.port, new)
             return await asyncio.wait_for(opening, max(deadline - time.monotonic(), 0.01))
         except asyncio.TimeoutError:
             reason = "no answer"

@@ -7,6 +7,7 @@ answered to that visit's master.
 
 import asyncio
 import contextlib
+import functools
 import logging
 import secrets
 import time
@@ -14,9 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cake.device import StoppedError
-from cake.errors import CakeError, NodeError, ProtocolError, SessionLostError
+from cake.errors import CakeError, ClusterKeyError, NodeError, ProtocolError, SessionLostError
 from cake.model.batch import Segment
+from cake.net.admission import Admission
 from cake.net.connection import DEAD_AFTER_S, MAX_REASON, Connection, ConnectionLostError, connect
+from cake.net.keyed import KeyedConnection, new_connection
+from cake.net.tls import Credentials
 from cake.protocol.frames import Frame
 from cake.protocol.handshake import MAX_BATCH_TOKENS, SOFTWARE, check_hello, hello, payload_limit, span_infos
 from cake.protocol.messages import (
@@ -40,8 +44,11 @@ from cake.stage import WireStage
 
 log = logging.getLogger(__name__)
 
-HANDSHAKE_S = 10.0
+HANDSHAKE_S = 5.0
+REFUSAL_S = 0.25  # more than a handshake takes: when one fails does not tell where
 LINK_S = 5.0
+MAX_SESSIONS = 1024  # of one master; each holds at most the context's tokens
+MAX_LINKS = 64
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class Service:
     stages: Mapping[int, WireStage]
     fingerprints: Sequence[str]
     dead_after: float = DEAD_AFTER_S
+    credentials: Credentials | None = None  # without, nobody is asked for a cluster key
 
     def welcome(self, visit: str) -> Welcome:
         """The answer to a good hello."""
@@ -80,10 +88,16 @@ class Visit:
     """One connection. `of_masters` are the visits of masters by their secret names."""
 
     def __init__(
-        self, service: Service, connection: Connection, number: int, of_masters: "dict[str, Visit]"
+        self,
+        service: Service,
+        connection: Connection,
+        number: int,
+        of_masters: "dict[str, Visit]",
+        admission: Admission,
     ) -> None:
         self.connection = connection
         self.parting_words: str | None = None
+        self._admission = admission
         self._service, self._number, self._of_masters = service, number, of_masters
         self._name = secrets.token_hex(16)
         self._links: dict[int, Connection] = {}  # those that stand
@@ -95,10 +109,11 @@ class Visit:
         """Serve until the peer leaves or says something wrong; a master's sessions are freed then."""
         who = self.connection.peer_address
         try:
-            owner = await asyncio.wait_for(self._shake_hands(), HANDSHAKE_S)
-        except (asyncio.TimeoutError, ProtocolError) as error:
-            self.parting_words = str(error) or f"no hello within {HANDSHAKE_S:g} s"
-            log.warning("%s turned away: %s", who, self.parting_words)
+            owner = await self._come_in()
+        except ProtocolError as error:
+            self.parting_words = str(error)
+            if self._admission.refused.worth_a_line(self.connection.peer_host):
+                log.warning("%s turned away: %s", who, error)
             return
         except ConnectionLostError as error:
             log.debug("no handshake: %s", error)
@@ -123,17 +138,40 @@ class Visit:
         with contextlib.suppress(StoppedError):  # a worker that ends frees everything anyway
             await self.forget(self._sessions)
 
-    async def _shake_hands(self) -> "Visit":
+    async def _come_in(self) -> "Visit":
+        """The handshake, within its time; refusals of those who have no key all take as long."""
+        door, host = self._admission, self.connection.peer_host
+        loop = asyncio.get_running_loop()
+        refuse_at = loop.time() + REFUSAL_S + door.refused.pause(host)
+        try:
+            return await asyncio.wait_for(self._shake_hands(host), HANDSHAKE_S)
+        except (asyncio.TimeoutError, ProtocolError) as error:
+            door.refused.add(host)
+            if isinstance(error, ClusterKeyError):
+                door.guessed.add(host)
+            if self._service.credentials:
+                door.fails(self)
+                await asyncio.sleep(refuse_at - loop.time())
+            raise ProtocolError(str(error) or f"no hello within {HANDSHAKE_S:g} s") from error
+
+    async def _shake_hands(self, host: str) -> "Visit":
         """The visit that this connection speaks for: itself, if a master is at its other end."""
+        if not self._admission.allows(host):
+            raise ProtocolError(f"this worker allows no masters at {host} (--allow)")
+        if isinstance(self.connection, KeyedConnection):
+            preface = await self.connection.hear_preface()
+            self._admission.begins(self)
+            await self.connection.prove_as_worker(preface, lambda: self._admission.guessed.turn(host))
         message = (await self.connection.receive()).message
         assert isinstance(message, Hello)  # the table of states allows no other
         check_hello(message, self._service.node)
         owner = self._of_masters.get(message.visit) if message.visit else self
         if owner is None:
             raise ProtocolError("no master is here by that visit")
+        self._admission.leave(self)
+        await self.connection.send(self._service.welcome(self._name if owner is self else ""))
         if owner is self:
             self._of_masters[self._name] = self
-        await self.connection.send(self._service.welcome(self._name if owner is self else ""))
         self.connection.raise_limits(payload_limit(MAX_BATCH_TOKENS, self._service.hidden_size))
         self.connection.keep_alive(self._service.dead_after)
         return owner
@@ -173,6 +211,10 @@ class Visit:
 
     async def _answer(self, message: Forward, frame: Frame) -> Message:
         stage, segments = self._read(message)
+        sessions = self._sessions.union(wire.session for wire in message.segments)
+        if len(sessions) > MAX_SESSIONS:
+            return Failed(message.id, f"more than {MAX_SESSIONS} sessions; forget some first")
+        self._sessions = sessions
         try:
             hidden, compute_s, started_s = await stage.answer(message.hidden, segments)
         except SessionLostError as error:
@@ -208,7 +250,6 @@ class Visit:
                 f"hidden states of {list(message.hidden.shape)} do not fit {n_tokens} tokens of a model "
                 f"of hidden size {hidden_size}"
             )
-        self._sessions.update(segments)
         return stage, tuple(segments.values())
 
     def _segment(self, wire: WireSegment) -> Segment:
@@ -222,7 +263,9 @@ class Visit:
         try:
             if message.id in self._linked:
                 raise ProtocolError(f"there is a link {message.id} already")
-            link = await asyncio.wait_for(_connect_peer(message), LINK_S)
+            if len(self._links) == MAX_LINKS:
+                raise NodeError(f"there are {MAX_LINKS} links already")
+            link = await asyncio.wait_for(connect_peer(message, self._service.credentials), LINK_S)
         except asyncio.TimeoutError:
             return Failed(message.id, f"no answer within {LINK_S:g} s")
         except (OSError, OverflowError, ValueError, CakeError) as error:
@@ -251,10 +294,13 @@ class Visit:
         self._sessions = self._sessions - sessions
 
 
-async def _connect_peer(message: Link) -> Connection:
+async def connect_peer(message: Link, credentials: Credentials | None) -> Connection:
     """A connection to another worker, after its welcome."""
-    connection = await connect(message.host, message.port)
+    new = functools.partial(new_connection, credentials=credentials)
+    connection = await connect(message.host, message.port, new)
     try:
+        if isinstance(connection, KeyedConnection):
+            await connection.prove_as_master(message.node)
         await connection.send(hello(message.node, message.visit))
         answer = (await connection.receive()).message
         if not isinstance(answer, Welcome) or answer.node != message.node:

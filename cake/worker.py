@@ -9,7 +9,9 @@ import itertools
 import logging
 import socket
 import time
+from collections.abc import Sequence
 
+from cake.net.admission import Admission, Network
 from cake.net.connection import Connection
 from cake.net.listener import listen
 from cake.text import human_bytes
@@ -23,8 +25,9 @@ REPORT_EVERY_S = 5.0
 class Worker:
     """Accepts masters and serves them; `close` ends all that it began."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, service: Service, allowed: Sequence[Network] = ()) -> None:
+        """Masters may come from the `allowed` networks only; from anywhere, if there are none."""
+        self._service, self._admission = service, Admission(allowed)
         self._visits: dict[asyncio.Task[None], Visit] = {}
         self._of_masters: dict[str, Visit] = {}
         self._numbers = itertools.count(1)
@@ -35,7 +38,7 @@ class Worker:
 
     async def start(self, listener: socket.socket) -> None:
         """Begin to accept on a bound socket."""
-        self._server = await listen(listener, self._accept)
+        self._server = await listen(listener, self._accept, self._service.credentials)
         self._reporter = asyncio.create_task(self._report())
 
     async def close(self, reason: str) -> None:
@@ -45,14 +48,30 @@ class Worker:
         if self._reporter is not None:
             self._reporter.cancel()
         visits = dict(self._visits)
+        strangers = [visit for visit in visits.values() if self._admission.waits(visit)]
         for task in visits:
             task.cancel()
         await asyncio.gather(*visits, return_exceptions=True)
-        await asyncio.gather(*(visit.connection.close(reason) for visit in visits.values()))
+        partings = [v.connection.close(None if v in strangers else reason) for v in visits.values()]
+        await asyncio.gather(*partings)
 
     def _accept(self, connection: Connection) -> None:
-        visit = Visit(self._service, connection, next(self._numbers), self._of_masters)
-        self._visits[asyncio.create_task(self._serve(visit))] = visit
+        visit = Visit(self._service, connection, next(self._numbers), self._of_masters, self._admission)
+        task = asyncio.create_task(self._serve(visit))
+        self._visits[task] = visit
+        task.add_done_callback(self._forget)  # also of one that was dropped before it began
+
+        def drop() -> None:
+            task.cancel()
+            connection.abort()
+
+        self._admission.enter(visit, connection.peer_host, drop)
+
+    def _forget(self, task: "asyncio.Task[None]") -> None:
+        visit = self._visits.pop(task)
+        self._admission.leave(visit)
+        self.bytes_read += visit.connection.bytes_received
+        self.bytes_written += visit.connection.bytes_sent
 
     async def _serve(self, visit: Visit) -> None:
         try:
@@ -64,12 +83,6 @@ class Worker:
             visit.connection.abort()
         else:
             await visit.connection.close(visit.parting_words)
-        finally:
-            task = asyncio.current_task()
-            assert task is not None
-            del self._visits[task]
-            self.bytes_read += visit.connection.bytes_received
-            self.bytes_written += visit.connection.bytes_sent
 
     def _traffic(self) -> tuple[int, int]:
         open_connections = [visit.connection for visit in self._visits.values()]

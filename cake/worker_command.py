@@ -11,7 +11,9 @@ from pathlib import Path
 from cake.device import DeviceThread, choose_context, choose_placement
 from cake.errors import CakeError
 from cake.memory import peak_memory_bytes, release_code_pages
+from cake.net.admission import parse_host
 from cake.net.listener import bind
+from cake.net.tls import Credentials, new_credentials
 from cake.options import WorkerOptions
 from cake.progress import loading_bar
 from cake.protocol.handshake import describe_spans
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 
 def run_worker(options: WorkerOptions) -> None:
     """Serve until Ctrl-C or SIGTERM."""
+    credentials = None if options.cluster_key is None else new_credentials(options.cluster_key)
     node = load_topology(_topology_file(options)).node(options.name)
     try:
         listener = bind(*parse_address(options.address))
@@ -36,7 +39,7 @@ def run_worker(options: WorkerOptions) -> None:
         checkpoint = open_checkpoint(options.compute.model, wanted_by(node))
         _check_blocks(node, checkpoint)
         with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(_serve(options, node, checkpoint, listener))
+            asyncio.run(_serve(options, node, checkpoint, listener, credentials))
     log.info("%s stopped", node.name)
 
 
@@ -64,16 +67,29 @@ def _check_blocks(node: Node, checkpoint: Checkpoint) -> None:
         )
 
 
-async def _serve(options: WorkerOptions, node: Node, checkpoint: Checkpoint, listener: socket.socket) -> None:
+async def _serve(
+    options: WorkerOptions,
+    node: Node,
+    checkpoint: Checkpoint,
+    listener: socket.socket,
+    credentials: Credentials | None,
+) -> None:
     _cancel_on_signals()
     placement = choose_placement(options.compute, checkpoint.config.dtype)
     context = choose_context(options.compute.context, checkpoint.config.context)
     thread = DeviceThread(placement, options.compute.threads)
     try:
         stages = await _load(node, checkpoint, context, thread)
-        worker = Worker(_service(node, checkpoint, context, stages, options.dead_after))
+        service = _service(node, checkpoint, context, stages, options.dead_after, credentials)
+        worker = Worker(service, options.allow)
         await worker.start(listener)
         host, port = listener.getsockname()[:2]
+        if credentials is None and not _is_loopback(host):
+            log.warning(
+                "whoever reaches %s may use this worker and read along; to change that, give every node the "
+                "same key in CAKE_CLUSTER_KEY",
+                format_address(host, port),
+            )
         log.info(
             "%s serves blocks %s of %s on %s in %s with %s weights at %s, memory %s",
             node.name,
@@ -109,7 +125,12 @@ async def _load(node: Node, checkpoint: Checkpoint, context: int, thread: Device
 
 
 def _service(
-    node: Node, checkpoint: Checkpoint, context: int, stages: list[LocalStage], dead_after: float
+    node: Node,
+    checkpoint: Checkpoint,
+    context: int,
+    stages: list[LocalStage],
+    dead_after: float,
+    credentials: Credentials | None,
 ) -> Service:
     return Service(
         node=node.name,
@@ -120,7 +141,13 @@ def _service(
         # Every block was just loaded, so every fingerprint is known.
         fingerprints=[checkpoint.span_fingerprint(span) or "" for span in node.spans],
         dead_after=dead_after,
+        credentials=credentials,
     )
+
+
+def _is_loopback(host: str) -> bool:
+    address = parse_host(host)
+    return address is not None and address.is_loopback
 
 
 def _cancel_on_signals() -> None:

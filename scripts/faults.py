@@ -12,10 +12,12 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import torch
 from cluster import served_port
@@ -59,6 +61,7 @@ class Device:
         """Start it, and wait until it serves."""
         self.process = subprocess.Popen(self.command, stderr=subprocess.PIPE, text=True)
         port = served_port(self.process)
+        threading.Thread(target=_drain, args=[self.process.stderr], daemon=True).start()  # or it would block
         self.node = Node(self.node.name, "127.0.0.1", port, self.node.spans, replica=self.node.replica)
         self.command[self.command.index("--address") + 1] = self.node.address
 
@@ -70,15 +73,20 @@ class Device:
     def kill(self) -> None:
         """As by a power cut."""
         self.send(signal.SIGKILL)
-        assert self.process is not None and self.process.stderr is not None
+        assert self.process is not None
         self.process.wait()
-        self.process.stderr.close()
 
     def resident_bytes(self) -> int:
         """Its memory."""
         assert self.process is not None
         status = Path(f"/proc/{self.process.pid}/statm").read_text().split()
         return int(status[1]) * 4096
+
+
+def _drain(stream: IO[str]) -> None:
+    with stream:
+        for _ in stream:
+            pass
 
 
 @dataclass

@@ -22,7 +22,9 @@ from cake.device import DeviceThread
 from cake.generator import Generator
 from cake.model.linear import Placement
 from cake.model.sampling import SamplingParams
+from cake.net.admission import parse_networks
 from cake.net.listener import bind
+from cake.net.tls import Credentials
 from cake.pipeline import Pipeline, open_pipeline
 from cake.remote import Patience
 from cake.session import Session
@@ -57,6 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = tempfile.mkdtemp(prefix="cake-tests-")
     os.environ["TMPDIR"] = os.environ["TEMP"] = folder
     tempfile.tempdir = None  # as it was before it was asked for
+    os.environ.pop("CAKE_CLUSTER_KEY", None)  # whoever runs the tests may have a cluster
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
@@ -107,7 +110,9 @@ async def loaded_stage(checkpoint: Checkpoint, span: range, thread: DeviceThread
 
 
 @asynccontextmanager
-async def serving(folder: Path, name: str, *spans: range) -> AsyncIterator[Node]:
+async def serving(
+    folder: Path, name: str, *spans: range, credentials: Credentials | None = None, allow: Sequence[str] = ()
+) -> AsyncIterator[Node]:
     """A worker of this process on a free port of loopback; the node under which it is reached."""
     checkpoint, thread = Checkpoint(folder), cpu_thread()
     stages = [await loaded_stage(checkpoint, span, thread) for span in spans]
@@ -119,8 +124,9 @@ async def serving(folder: Path, name: str, *spans: range) -> AsyncIterator[Node]
         context=512,
         stages={stage.blocks.start: stage for stage in stages},
         fingerprints=marks,
+        credentials=credentials,
     )
-    worker = Worker(service)
+    worker = Worker(service, parse_networks(allow))
     listener = bind("127.0.0.1", 0)
     await worker.start(listener)
     try:
@@ -131,10 +137,14 @@ async def serving(folder: Path, name: str, *spans: range) -> AsyncIterator[Node]
 
 
 @asynccontextmanager
-async def pipeline_over(folder: Path, *nodes: Node, patience: Patience = PATIENT) -> AsyncIterator[Pipeline]:
+async def pipeline_over(
+    folder: Path, *nodes: Node, patience: Patience = PATIENT, credentials: Credentials | None = None
+) -> AsyncIterator[Pipeline]:
     """A master's pipeline of this process over these nodes; it runs what they do not serve."""
     topology = Topology({node.name: node for node in nodes})
-    pipeline = await open_pipeline(Checkpoint(folder), topology, cpu_thread(), 512, patience)
+    pipeline = await open_pipeline(
+        Checkpoint(folder), topology, cpu_thread(), 512, patience, credentials=credentials
+    )
     try:
         yield pipeline
     finally:

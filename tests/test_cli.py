@@ -297,6 +297,22 @@ def test_options_out_of_range_are_usage_errors(cli, option: list[str]) -> None:
     assert option[0] in result.stderr
 
 
+@pytest.mark.parametrize("key", ["", None])
+def test_an_empty_cluster_key_is_refused_and_an_empty_variable_is_none(cli, monkeypatch, key) -> None:
+    """Who types `--cluster-key "$KEY"` shall not go on without one."""
+    monkeypatch.setenv("CAKE_CLUSTER_KEY", "")
+    arguments = ["--mode", "worker", "--topology", "/nowhere.yml"]
+    if key is None:
+        check_refusal(cli(*arguments), "/nowhere.yml")
+    else:
+        check_refusal(cli(*arguments, "--cluster-key", key), "the cluster key is empty")
+
+
+def test_networks_that_are_none_are_refused(cli) -> None:
+    arguments = ["--mode", "worker", "--topology", "/nowhere.yml", "--allow", "10.0.0.1", "--allow", "laptop"]
+    check_refusal(cli(*arguments), "--allow", "'laptop'", "192.168.1.0/24")
+
+
 def test_help_names_every_option_and_needs_no_torch() -> None:
     code = "import sys; from cake.cli import main; main(['--help'], standalone_mode=False);"
     code += "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"

@@ -1,10 +1,13 @@
 """The demo model in real processes over real sockets, held against transformers."""
 
 import asyncio
+import contextlib
+import functools
 import json
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -333,6 +336,80 @@ def test_a_workers_memory_is_its_span_and_torch(
     stored = sum(entry.end - entry.start for _, entry in map(checkpoint.find, names))  # in bfloat16
     span = stored * (2 if dtype == "float32" else 1)
     assert of_worker["VmHWM"] <= 1.1 * span + idle["VmHWM"]
+
+
+KEY = {"CAKE_CLUSTER_KEY": "correct horse battery staple"}
+
+
+def test_a_cluster_key_lets_in_who_knows_it_and_nobody_else(
+    processes: Start, tmp_path: Path, expected: dict[str, list[int]]
+) -> None:
+    topology, workers = start_workers(functools.partial(processes, **KEY), tmp_path, "0-14", "15-29")
+    common = ("--topology", topology, "--raw", "--prompt", PROMPTS[1], "-n", N, "--json", *GREEDY)
+    refusals = {
+        "wants a cluster key": processes(*common),
+        "refuses this cluster key": processes(*common, "--cluster-key", "Tr0ub4dor&3 Tr0ub4dor&3"),
+    }
+    for reason, stranger in refusals.items():
+        code, stdout, stderr = stranger.finish()
+        assert (code, stdout) == (2, "")
+        line = stderr.splitlines()[-1]
+        assert line.startswith("Error: worker 'worker")
+        assert reason in line
+    code, stdout, stderr = processes(*common, **KEY).finish()
+    assert code == 0, stderr
+    assert "carries between them" not in stderr
+    assert json.loads(stdout)["token_ids"] == until_stop(expected[PROMPTS[1]])
+    for worker in workers:
+        worker.process.terminate()
+        log = worker.finish()[2]
+        assert log.count("turned away") <= 2  # one fails first, and the other is not asked any more
+        assert KEY["CAKE_CLUSTER_KEY"] not in log
+
+
+@pytest.mark.parametrize(
+    ("address", "key", "warned"),
+    [("0.0.0.0:0", {}, True), ("0.0.0.0:0", KEY, False), ("127.0.0.1:0", {}, False)],
+)
+def test_a_worker_says_when_it_is_open_to_all(
+    processes: Start, tmp_path: Path, address: str, key: dict[str, str], warned: bool
+) -> None:
+    topology = tmp_path / "topology.yml"
+    topology.write_text("w: {host: '127.0.0.1:1', layers: [model.layers.3]}")
+    worker = processes("--mode", "worker", "--topology", topology, "--address", address, **key)
+    worker.wait_for("w serves blocks 3")
+    assert ("whoever reaches 0.0.0.0:" in worker.stderr) == warned
+
+
+STRANGERS = [
+    b"",
+    b"GET / HTTP/1.1\r\nHost: worker\r\n\r\n",
+    bytes(range(256)) * 4,
+    struct.pack(">4sIQ", b"CAKE", 64, 2**63),
+    struct.pack(">4sIQ", b"CAKE", 64, 3 * 10**9) + bytes(64),
+    b"CAKETLS1" + bytes(32) + b"\x01\x00" + bytes(256),
+]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc")
+@pytest.mark.parametrize("key", [{}, KEY], ids=["plain", "keyed"])
+def test_a_thousand_strangers_cost_no_memory_and_keep_nobody_out(
+    processes: Start, tmp_path: Path, key: dict[str, str]
+) -> None:
+    topology, (worker,) = start_workers(functools.partial(processes, **key), tmp_path, "0-29")
+    node = load_topology(topology).node(None)
+    common = ("--topology", topology, "-n", 2, *GREEDY)
+    assert processes(*common, **key).finish()[0] == 0
+    status = Path(f"/proc/{worker.process.pid}/status")
+    before = memory(status.read_text())["VmHWM"]
+    with contextlib.ExitStack() as stack:
+        for i in range(1000):
+            stranger = stack.enter_context(socket.create_connection((node.host, node.port)))
+            with contextlib.suppress(OSError):
+                stranger.send(STRANGERS[i % len(STRANGERS)])
+        code, _, stderr = processes(*common, **key).finish()
+        assert code == 0, stderr
+    assert memory(status.read_text())["VmHWM"] <= before + 32 * 2**20
 
 
 def memory(status: str) -> dict[str, int]:

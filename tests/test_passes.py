@@ -231,7 +231,7 @@ async def test_over_slow_links_passes_are_on_their_way_together(tiny_model: Path
         session, tokens, away = Session(), list[int](), 0
         async for piece in made.generate(session, PROMPTS[0], GREEDY, 80):
             tokens.append(piece.token)
-            away = max(away, len(pipeline.workers[0]._waiting))
+            away = max(away, len(pipeline.crew.workers["a"]._waiting))
         assert tokens == right
         assert away > 1
         assert session.held <= len(session.ids)

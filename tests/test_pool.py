@@ -131,3 +131,19 @@ async def test_a_prompt_too_long_does_not_wait(generator: Generator) -> None:
     with pytest.raises(PromptTooLongError):
         await answer(generator, [1] * 600, 1)
     assert generator.sessions.idle == ()
+
+
+async def test_a_number_of_sessions_is_kept_however_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker holds only so many of one master."""
+    monkeypatch.setattr("cake.pool.KEPT_SESSIONS", 3)
+    forgotten: list[Session] = []
+
+    async def forget(session: Session) -> None:
+        forgotten.append(session)
+
+    pool = SessionPool(forget)
+    for _ in range(5):
+        async with pool.session_for(PROMPT) as session:
+            session.ids[:] = [1]
+    assert len(pool.idle) == 3
+    assert len(forgotten) == 2

@@ -15,13 +15,14 @@ from cake.errors import NodeLostError
 from cake.generator import Generator
 from cake.model.sampling import SamplingParams
 from cake.net.connection import Connection
+from cake.net.tls import Credentials
 from cake.pipeline import Pipeline, open_pipeline
 from cake.protocol.messages import Link
 from cake.remote import Patience
 from cake.routes import Recovery
 from cake.session import Session
 from cake.topology import Node, Topology
-from cake.visit import _connect_peer
+from cake.visit import connect_peer as really_connect
 from cake.weights.checkpoint import Checkpoint
 
 FIRST, SECOND = range(0, 3), range(3, 6)
@@ -208,11 +209,11 @@ async def test_a_broken_link_between_workers_is_made_anew(
 ) -> None:
     links: list[Connection] = []
 
-    async def connect_peer(message: Link) -> Connection:
-        links.append(await _connect_peer(message))
+    async def connect_peer(message: Link, credentials: Credentials | None) -> Connection:
+        links.append(await really_connect(message, credentials))
         return links[-1]
 
-    monkeypatch.setattr("cake.visit._connect_peer", connect_peer)
+    monkeypatch.setattr("cake.visit.connect_peer", connect_peer)
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(serving(tiny_model, "first", FIRST))
         second = await stack.enter_async_context(serving(tiny_model, "second", SECOND))
@@ -232,13 +233,13 @@ async def test_a_link_that_cannot_be_made_anew_is_done_without(
 ) -> None:
     links: list[Connection] = []
 
-    async def connect_peer(message: Link) -> Connection:
+    async def connect_peer(message: Link, credentials: Credentials | None) -> Connection:
         if links:
             raise ConnectionRefusedError(111, "refused")
-        links.append(await _connect_peer(message))
+        links.append(await really_connect(message, credentials))
         return links[-1]
 
-    monkeypatch.setattr("cake.visit._connect_peer", connect_peer)
+    monkeypatch.setattr("cake.visit.connect_peer", connect_peer)
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(serving(tiny_model, "first", FIRST))
         second = await stack.enter_async_context(serving(tiny_model, "second", SECOND))

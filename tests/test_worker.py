@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -304,9 +305,9 @@ async def test_what_torch_raises_is_answered(tiny_model: Path, monkeypatch, capl
 async def test_the_sessions_of_a_master_that_leaves_are_freed(
     tiny_model: Path, monkeypatch, way: str
 ) -> None:
-    def recorded(service: Service) -> Worker:
+    def recorded(service: Service, *allowed: Any) -> Worker:
         services.append(service)
-        return Worker(service)
+        return Worker(service, *allowed)
 
     async def forget(self: LocalStage, sessions) -> None:
         await original(self, sessions)

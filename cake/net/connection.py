@@ -17,11 +17,11 @@ from typing import cast
 
 from cake.errors import ProtocolError
 from cake.protocol.frames import HANDSHAKE_LIMITS, MAX_HEADER, Frame, FrameReader, Limits, encode
-from cake.protocol.messages import Alive, Goodbye, Message
+from cake.protocol.messages import Alive, Buffer, Goodbye, Message
 from cake.protocol.states import Conversation, Role
 
+GREETING_BYTES = 4096  # read at once until the handshake is done: a stranger shall cost little
 READ_BYTES = 256 * 1024
-STRANGER_BYTES = 8 * 1024  # to read a stranger's words, of whom there may be a thousand
 JOIN_BYTES = 64 * 1024
 MAX_WAITING = 8  # messages that arrived and were not received yet; each may hold a batch
 GOODBYE_S = 1.0
@@ -65,7 +65,7 @@ class Connection(asyncio.BufferedProtocol):
         self._on_end: Callable[[Exception], None] | None = None
         self._conversation = Conversation()
         self._frames = FrameReader(HANDSHAKE_LIMITS)
-        self._landing = bytearray(STRANGER_BYTES)
+        self._landing = memoryview(bytearray(GREETING_BYTES))
         self._inbox: deque[Frame] = deque()
         self._arrival: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None  # while the peer is slow to read
@@ -75,15 +75,15 @@ class Connection(asyncio.BufferedProtocol):
         self._reading = True
         self.bytes_sent = 0
         self.bytes_received = 0
-        self.peer_address = "the peer"
+        self.peer_address, self.peer_host = "the peer", ""
 
     def raise_limits(self, payload: int) -> None:
         """After the handshake: allow tensors of at most `payload` bytes.
 
         As much may wait to be sent before `send` does: who computes shall not wait for a slow link.
         """
+        self._landing = memoryview(bytearray(READ_BYTES))
         self._frames.limits = Limits(MAX_HEADER, payload)
-        self._landing = bytearray(READ_BYTES)
         self._transport.set_write_buffer_limits(payload)
 
     def keep_alive(self, dead_after: float = DEAD_AFTER_S) -> None:
@@ -128,28 +128,36 @@ class Connection(asyncio.BufferedProtocol):
         return n_bytes
 
     def _write(self, message: Message) -> int:
+        """Send without waiting; the bytes that it took."""
         head, payload = encode(message)
         if len(payload) < JOIN_BYTES:  # one packet is worth the copy
-            self._transport.write(head + payload)
+            self.write(head + payload)
         else:
-            self._transport.write(head)
-            self._transport.write(payload)
-        n_bytes = len(head) + len(payload)
-        self.bytes_sent += n_bytes
-        return n_bytes
+            self.write(head)
+            self.write(payload)
+        return len(head) + len(payload)
+
+    def write(self, data: Buffer) -> None:
+        """Send bytes."""
+        self._transport.write(data)
+        self.bytes_sent += len(data)
 
     async def receive(self) -> Frame:
         """The next message. Raises `ConnectionLostError` at the end, `ProtocolError` on nonsense."""
         while not self._inbox:
-            if self._error is not None:
-                raise self._error
-            self._arrival = asyncio.get_running_loop().create_future()
-            await self._arrival
+            await self._something()
         frame = self._inbox.popleft()
         if len(self._inbox) < MAX_WAITING:
             self._transport.resume_reading()
             self._reading = True
         return frame
+
+    async def _something(self) -> None:
+        """Wait until bytes have arrived, or raise what the connection has ended with."""
+        if self._error is not None:
+            raise self._error
+        self._arrival = asyncio.get_running_loop().create_future()
+        await self._arrival
 
     def hand_over(self, on_frame: Callable[[Frame], None], on_end: Callable[[Exception], None]) -> None:
         """From now on call these instead of waiting for `receive`.
@@ -212,12 +220,13 @@ class Connection(asyncio.BufferedProtocol):
             raw.setsockopt(level, option, value)
         peer = transport.get_extra_info("peername")
         if peer:
+            self.peer_host = peer[0]
             host = f"[{peer[0]}]" if ":" in peer[0] else peer[0]
             self.peer_address = f"{host}:{peer[1]}"
         if self._on_open is not None:
             self._on_open(self)
 
-    def get_buffer(self, sizehint: int) -> bytearray:
+    def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go."""
         return self._landing
 
@@ -228,15 +237,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._error is not None:
             return
         try:
-            for frame in self._frames.feed(memoryview(self._landing)[:n_bytes]):
-                self._conversation.said(self._peer, frame.message)
-                if isinstance(frame.message, Alive):
-                    continue
-                frame = frame._replace(arrived_s=time.perf_counter())
-                if self._on_frame is not None:
-                    self._on_frame(frame)
-                else:
-                    self._inbox.append(frame)
+            self._take(self._landing[:n_bytes])
         except ProtocolError as error:
             self._transport.pause_reading()
             self._end(error)
@@ -244,6 +245,18 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.pause_reading()  # TCP makes the peer wait
             self._reading = False
         self._wake()
+
+    def _take(self, data: memoryview) -> None:
+        """Bytes of frames."""
+        for frame in self._frames.feed(data):
+            self._conversation.said(self._peer, frame.message)
+            if isinstance(frame.message, Alive):
+                continue
+            frame = frame._replace(arrived_s=time.perf_counter())
+            if self._on_frame is not None:
+                self._on_frame(frame)
+            else:
+                self._inbox.append(frame)
 
     def eof_received(self) -> bool:
         """The peer will say no more, but may still listen: it shall hear why we close."""
@@ -271,8 +284,8 @@ class Connection(asyncio.BufferedProtocol):
         self._writable = None
 
 
-async def connect(host: str, port: int) -> Connection:
+async def connect(host: str, port: int, new: Callable[[Role], Connection] = Connection) -> Connection:
     """Connect as a master. Raises `OSError`."""
     loop = asyncio.get_running_loop()
-    _, connection = await loop.create_connection(lambda: Connection("master"), host, port)
+    _, connection = await loop.create_connection(lambda: new("master"), host, port)
     return connection

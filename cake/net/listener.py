@@ -8,6 +8,11 @@ from collections.abc import Callable
 
 from cake.errors import NodeError
 from cake.net.connection import Connection
+from cake.net.keyed import new_connection
+from cake.net.tls import Credentials
+
+AT_ONCE = 8  # accepted before others are read: few enough that none is dropped unheard
+QUEUE = 1024  # that the system may hold meanwhile; whom it turns away, TCP lets try again after a second
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -35,14 +40,22 @@ def _address_error(host: str, port: int, error: Exception) -> NodeError:
     return NodeError(f"--address {host}:{port} cannot be used: {reason}; choose one of this machine")
 
 
-async def listen(listener: socket.socket, on_open: Callable[[Connection], None]) -> asyncio.Server:
-    """Accept as a worker on a bound socket; `on_open` gets each new connection.
+async def listen(
+    listener: socket.socket,
+    on_open: Callable[[Connection], None],
+    credentials: Credentials | None = None,
+) -> asyncio.Server:
+    """Accept as a worker on a bound socket; `on_open` gets each new connection, keyed with credentials.
 
     Raises `NodeError` if another program listens there by now.
     """
     loop = asyncio.get_running_loop()
     try:
-        return await loop.create_server(lambda: Connection("worker", on_open), sock=listener)
+        server = await loop.create_server(
+            lambda: new_connection("worker", credentials, on_open), sock=listener, backlog=AT_ONCE
+        )
+        listener.listen(QUEUE)
     except OSError as error:
         host, port = listener.getsockname()[:2]
         raise _address_error(host, port, error) from error
+    return server

@@ -17,6 +17,7 @@ from cake.errors import ProtocolError
 from cake.protocol.messages import Buffer, Message, from_header, to_header
 
 MAGIC = b"CAKE"
+KEYED_MAGIC = b"CAKETLS1"  # what a peer with a cluster key begins with, see `cluster_key`
 PREFIX = struct.Struct(">4sIQ")
 
 
@@ -79,6 +80,8 @@ class FrameReader:
         magic, header_length, payload_length = PREFIX.unpack_from(self._buffer, self._start)
         if magic != MAGIC:
             raise _wrong_magic()
+        if self._buffer.startswith(KEYED_MAGIC, self._start):
+            raise ProtocolError("one side has a cluster key and the other has none; give both the same")
         self._check(header_length, payload_length)
         header_start = self._start + PREFIX.size
         header_end = header_start + header_length
