@@ -249,6 +249,14 @@ POSITIVE = click.IntRange(min=1)
     "compute are not silent.",
 )
 @click.option(
+    "--drain",
+    type=FiniteRange(min=0),
+    default=30,
+    show_default=True,
+    help="Worker: seconds that masters get after SIGTERM to finish their answers or move them to replicas; "
+    "Ctrl-C, or a second SIGTERM, ends at once.",
+)
+@click.option(
     "--rejoin-timeout",
     type=FiniteRange(min=0),
     default=60,
@@ -300,6 +308,7 @@ def main(mode: str, debug: bool, **options: Any) -> None:
                 allow=parse_networks(options["allow"]),
                 cluster_key=options["cluster_key"],
                 dead_after=options["dead_after"],
+                drain=options["drain"],
             )
         )
     else:

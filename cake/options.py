@@ -64,5 +64,6 @@ class WorkerOptions:
     name: str | None
     address: str
     dead_after: float  # seconds
+    drain: float
     allow: tuple[Network, ...]
     cluster_key: str | None = field(repr=False)

@@ -21,6 +21,7 @@ from cake.protocol.messages import (
     Forget,
     Forward,
     Goodbye,
+    Leaving,
     Link,
     Linked,
     Lost,
@@ -70,6 +71,7 @@ class RemoteWorker:
         self.on_lost: Callable[[NodeLostError], object] = lambda _: None
         self._waiting: dict[int, asyncio.Future[Frame]] = {}
         self._failure: NodeLostError | None = None
+        self.leaving = False  # it has said so, and still answers
         connection.hand_over(self._settle, self._on_end)
 
     @property
@@ -137,6 +139,10 @@ class RemoteWorker:
         message = frame.message
         if isinstance(message, Unlinked):
             self._unlink(message)
+            return
+        if isinstance(message, Leaving):
+            log.warning("%s will stop soon", self._who)
+            self.leaving = True
             return
         if isinstance(message, Goodbye):
             self._on_end(NodeLostError(f"it said goodbye: {message.reason}"))

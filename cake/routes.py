@@ -24,6 +24,7 @@ from cake.topology import Node
 
 ADOPT_AFTER_S = 2.0  # a worker that was only restarted is back by then
 LAST_RESORT = 1e6  # a cost above any number of sessions
+LEAVING = 1e9  # and above that of all that can be adopted
 
 AnyStage = LocalStage | RemoteStage
 Adopt = Callable[[range], Awaitable[LocalStage | None]]  # load a span here, where that can be
@@ -48,6 +49,11 @@ class Route:
     def alive(self) -> bool:
         """Whether all its workers, and their ways to one another, are there."""
         return all(leg.alive for leg in self._legs if isinstance(leg, Chain))
+
+    @property
+    def leaving(self) -> bool:
+        """Whether one of its workers will stop soon."""
+        return any(_is_leaving(stage) for stage in self.stages)
 
     @property
     def network_s(self) -> float:
@@ -104,12 +110,17 @@ class Routes:
         await self._choose(None)
 
     async def of(self, segment: Segment) -> Route:
-        """The route of the segment's session. Raises `NodeLostError` where there is none."""
+        """The route of the segment's session. Raises `NodeLostError` where there is none.
+
+        One through a worker that is leaving is kept only where there is no other.
+        """
         route = self._of_session.get(segment.session)
-        if route is not None and route.alive:
+        if route is not None and route.alive and not route.leaving:
             return route
         async with self._changing:
             chosen = await self._choose(self._of_session.get(segment.source))
+        if route is not None and route.alive and chosen.leaving:
+            return route
         self._of_session[segment.session] = chosen
         for stage in route.stages if route else ():
             if stage not in chosen.stages:  # it shall not keep what nobody asks for
@@ -140,7 +151,7 @@ class Routes:
 
     async def _choose(self, preferred: Route | None) -> Route:
         """A route along the stages with the fewest sessions, unless one is preferred and there."""
-        if preferred is not None and preferred.alive:
+        if preferred is not None and preferred.alive and not preferred.leaving:
             return preferred
         cover = cheapest_cover(self._offers(), self._n_blocks)
         if cover is None:
@@ -162,10 +173,13 @@ class Routes:
         return legs
 
     def _offers(self) -> list[Offer[AnyStage]]:
-        """What is there, each with its number of sessions; what was adopted only if there is nothing else."""
+        """What is there, each with its number of sessions; what was adopted only if there is nothing else.
+
+        And who is leaving only if not even that.
+        """
         load = Counter(stage for route in self._of_session.values() for stage in route.stages)
         there: list[AnyStage] = [*self._own, *self._present()]
-        offers = [Offer(stage.blocks, float(load[stage]), stage) for stage in there]
+        offers = [Offer(stage.blocks, load[stage] + LEAVING * _is_leaving(stage), stage) for stage in there]
         return offers + [Offer(stage.blocks, LAST_RESORT + load[stage], stage) for stage in self._adopted]
 
     def _present(self) -> list[RemoteStage]:
@@ -200,6 +214,10 @@ class Routes:
                     return False
                 self._adopted.append(stage)
         return True
+
+
+def _is_leaving(stage: AnyStage) -> bool:
+    return isinstance(stage, RemoteStage) and stage.worker.leaving
 
 
 def _stages_of(legs: Sequence[LocalStage | Chain]) -> Iterator[AnyStage]:

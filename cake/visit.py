@@ -30,6 +30,7 @@ from cake.protocol.messages import (
     Forward,
     Goodbye,
     Hello,
+    Leaving,
     Link,
     Linked,
     Lost,
@@ -105,6 +106,7 @@ class Visit:
         self._tasks: set[asyncio.Task[None]] = set()
         self._sessions: set[int] = set()
         self._left = False
+        self.begun = self.ended = 0  # forwards, those over links included
 
     async def run(self) -> None:
         """Serve until the peer leaves or says something wrong; a master's sessions are freed then."""
@@ -201,6 +203,13 @@ class Visit:
 
     async def forward(self, message: Forward, frame: Frame) -> None:
         """Compute, and hand the result to the next stage, or to the master."""
+        self.begun += 1
+        try:
+            await self._forward(message, frame)
+        finally:
+            self.ended += 1
+
+    async def _forward(self, message: Forward, frame: Frame) -> None:
         answer = await self._answer(message, frame)
         if isinstance(answer, Forward):
             link = self._links.get(message.route[0].link)
@@ -209,6 +218,10 @@ class Visit:
                     await link.send(answer)
             return
         await self._say(answer)
+
+    async def announce_leaving(self) -> None:
+        """Tell the master that this worker will stop soon."""
+        await self._say(Leaving())
 
     async def _say(self, answer: Message) -> None:
         """To the master, if it is still there; its own connection finds out if it is not."""

@@ -5,6 +5,7 @@ other. Torch runs in the device's thread, so the event loop always answers.
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import socket
@@ -20,6 +21,7 @@ from cake.visit import Service, Visit
 log = logging.getLogger(__name__)
 
 REPORT_EVERY_S = 5.0
+QUIET_S = 1.0  # without a forward: the masters have finished, or moved
 
 
 class Worker:
@@ -40,6 +42,24 @@ class Worker:
         """Begin to accept on a bound socket."""
         self._server = await listen(listener, self._accept, self._service.credentials)
         self._reporter = asyncio.create_task(self._report())
+
+    async def drain(self, seconds: float) -> None:
+        """Accept no more, and let masters finish or move what they have begun, within so many seconds."""
+        assert self._server is not None, "whoever drains a worker has started it"
+        self._server.close()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._quiet(), seconds)
+
+    async def _quiet(self) -> None:
+        """Tell the masters, and wait until they are gone or want nothing any more."""
+        await asyncio.gather(*(visit.announce_leaving() for visit in self._of_masters.values()))
+        before = -1
+        while self._visits:
+            begun = sum(visit.begun for visit in self._visits.values())
+            if begun == before == sum(visit.ended for visit in self._visits.values()):
+                return
+            before = begun
+            await asyncio.wait(self._visits, timeout=QUIET_S)
 
     async def close(self, reason: str) -> None:
         """Accept no more, and tell the masters why."""

@@ -75,7 +75,7 @@ async def _serve(
     listener: socket.socket,
     credentials: Credentials | None,
 ) -> None:
-    _cancel_on_signals()
+    _cancel_on_signals(signal.SIGINT, signal.SIGTERM)
     placement = choose_placement(options.compute, checkpoint.config.dtype)
     context = choose_context(options.compute.context, checkpoint.config.context)
     thread = DeviceThread(placement, options.compute.threads)
@@ -86,29 +86,11 @@ async def _serve(
         service = _service(node, checkpoint, context, stages, options.dead_after, credentials)
         worker = Worker(service, options.allow)
         await worker.start(listener)
-        host, port = listener.getsockname()[:2]
-        if credentials is None and not _is_loopback(host):
-            log.warning(
-                "whoever reaches %s may use this worker and read along; to change that, give every node the "
-                "same key in CAKE_CLUSTER_KEY",
-                format_address(host, port),
-            )
-        log.info(
-            "%s serves blocks %s of %s on %s in %s with %s weights at %s, memory %s, caches of at most %s",
-            node.name,
-            describe_spans(node.spans),
-            checkpoint.name,
-            placement.device,
-            stages[0].dtype,
-            stages[0].weights,
-            format_address(host, port),
-            human_bytes(peak_memory_bytes()),
-            human_bytes(budget.limit),
-        )
-        if port != node.port and parse_address(options.address)[1]:
-            log.warning("but the topology sends masters to %s; is --address right?", node.address)
+        _announce(options, node, checkpoint, service, listener, budget)
         try:
-            await asyncio.Event().wait()
+            await _told_to_leave()
+            log.info("leaving within %g s; masters may finish, or move, what they have begun", options.drain)
+            await worker.drain(options.drain)
         finally:
             thread.close()  # first: what is being computed would hold up everything else
             await worker.close(f"worker {node.name!r} was stopped")
@@ -116,6 +98,39 @@ async def _serve(
         pass  # the way in which a worker ends
     finally:
         thread.close()
+
+
+def _announce(
+    options: WorkerOptions,
+    node: Node,
+    checkpoint: Checkpoint,
+    service: Service,
+    listener: socket.socket,
+    budget: CacheBudget,
+) -> None:
+    """Say what is served, and warn of what looks wrong."""
+    stage = next(iter(service.stages.values()))
+    host, port = listener.getsockname()[:2]
+    if service.credentials is None and not _is_loopback(host):
+        log.warning(
+            "whoever reaches %s may use this worker and read along; to change that, give every node the "
+            "same key in CAKE_CLUSTER_KEY",
+            format_address(host, port),
+        )
+    log.info(
+        "%s serves blocks %s of %s on %s in %s with %s weights at %s, memory %s, caches of at most %s",
+        node.name,
+        describe_spans(node.spans),
+        checkpoint.name,
+        stage.device,
+        stage.dtype,
+        stage.weights,
+        format_address(host, port),
+        human_bytes(peak_memory_bytes()),
+        human_bytes(budget.limit),
+    )
+    if port != node.port and parse_address(options.address)[1]:
+        log.warning("but the topology sends masters to %s; is --address right?", node.address)
 
 
 async def _load(
@@ -156,10 +171,19 @@ def _is_loopback(host: str) -> bool:
     return address is not None and address.is_loopback
 
 
-def _cancel_on_signals() -> None:
-    """Ctrl-C and SIGTERM cancel the task; where loops know no signals, only Ctrl-C does."""
+def _cancel_on_signals(*numbers: signal.Signals) -> None:
+    """These signals cancel the task; where loops know no signals, only Ctrl-C does."""
     task = asyncio.current_task()
     assert task is not None
     with contextlib.suppress(NotImplementedError):
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in numbers:
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+
+
+async def _told_to_leave() -> None:
+    """Wait for SIGTERM; the next one cancels the task again."""
+    told = asyncio.Event()
+    with contextlib.suppress(NotImplementedError):
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
+    await told.wait()
+    _cancel_on_signals(signal.SIGTERM)

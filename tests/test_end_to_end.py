@@ -283,6 +283,33 @@ def test_ctrl_c_ends_either_role_cleanly(processes: Start, tmp_path: Path) -> No
     assert "Traceback" not in stderr
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals to one process are POSIX")
+def test_sigterm_lets_an_answer_finish_and_a_second_one_does_not(processes: Start, tmp_path: Path) -> None:
+    def interrupted(n: int) -> tuple[CakeProcess, CakeProcess]:
+        """A worker that was told to leave in the middle of an answer of `n` tokens, and its master."""
+        topology, (worker,) = start_workers(processes, tmp_path, "0-29")
+        options = ("--topology", topology, "-n", n, "--raw", "--prompt", PROMPTS[4], *GREEDY)
+        master = processes(*options, "--rejoin-timeout", 0)
+        master.wait_for("norm, head")
+        assert master.process.stdout is not None
+        assert master.process.stdout.read(1)
+        worker.process.terminate()
+        worker.wait_for("leaving within 30 s")
+        return worker, master
+
+    worker, master = interrupted(24)
+    code, _, stderr = master.finish()
+    assert (code, "will stop soon" in stderr) == (0, True), stderr
+    assert worker.finish()[0] == 0
+    worker, master = interrupted(2000)
+    worker.process.terminate()
+    code, _, stderr = worker.finish()
+    assert code == 0
+    assert stderr.splitlines()[-1].endswith("worker0 stopped")
+    assert "Traceback" not in stderr
+    assert master.finish()[0] == 2
+
+
 def test_a_worker_that_does_not_come_back_ends_the_master_in_one_line(
     processes: Start, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from cake.protocol.messages import (
     Goodbye,
     Hello,
     Hop,
+    Leaving,
     Link,
     Linked,
     Lost,
@@ -53,6 +54,7 @@ EXAMPLES: list[Message] = [
     Link(3, "attic", "192.168.1.20", 10128, "5ec7e7"),
     Linked(3),
     Unlinked(3, "the worker is gone"),
+    Leaving(),
     Alive(),
     Forward(
         2**64 - 1,
@@ -91,6 +93,7 @@ HEADERS = {
     "link": {"kind": "link", "id": 1, "node": "attic", "host": "h", "port": 10128, "visit": "v"},
     "linked": {"kind": "linked", "id": 1},
     "unlinked": {"kind": "unlinked", "id": 1, "reason": "r"},
+    "leaving": {"kind": "leaving"},
     "alive": {"kind": "alive"},
     "forward": {
         "kind": "forward",
@@ -131,6 +134,7 @@ def test_there_is_an_example_of_every_kind() -> None:
         "link",
         "linked",
         "unlinked",
+        "leaving",
         "alive",
         "forward",
         "result",

@@ -2,10 +2,11 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import GREEDY, NoText, cpu_thread, greedy_ids, pipeline_over, serving
@@ -17,13 +18,16 @@ from cake.model.sampling import SamplingParams
 from cake.net.connection import Connection
 from cake.net.tls import Credentials
 from cake.pipeline import Pipeline, open_pipeline
+from cake.protocol.frames import Frame
 from cake.protocol.messages import Link
-from cake.remote import Patience
+from cake.remote import Patience, RemoteWorker
 from cake.routes import Recovery
 from cake.session import Session
 from cake.topology import Node, Topology
+from cake.visit import Service
 from cake.visit import connect_peer as really_connect
 from cake.weights.checkpoint import Checkpoint
+from cake.worker import Worker
 
 FIRST, SECOND = range(0, 3), range(3, 6)
 PROMPT = [5, 17, 99, 3, 42, 7]
@@ -101,6 +105,63 @@ async def test_a_replica_goes_on_where_a_worker_was_lost(
         tokens = {stage.node: stage.stats.tokens for stage in pipeline.stages}
         assert tokens["second"] >= 9
         assert tokens["spare"] >= N - 9
+
+
+@pytest.fixture
+def leave(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Awaitable[None]]:
+    """Lets the worker of that node leave, and waits until its master has heard of it."""
+
+    def recorded(service: Service, *allowed: Any) -> Worker:
+        workers[service.node] = Worker(service, *allowed)
+        return workers[service.node]
+
+    def settled(self: RemoteWorker, frame: Frame) -> None:
+        settle(self, frame)
+        if self.leaving:
+            heard.set()
+
+    async def drain(name: str) -> None:
+        task = asyncio.create_task(workers[name].drain(1000))
+        tasks.append(task)
+        await asyncio.wait_for(heard.wait(), 30)
+
+    workers: dict[str, Worker] = {}
+    tasks: list[asyncio.Task[None]] = []
+    heard, settle = asyncio.Event(), RemoteWorker._settle
+    monkeypatch.setattr("conftest.Worker", recorded)
+    monkeypatch.setattr(RemoteWorker, "_settle", settled)
+    return drain
+
+
+async def test_a_session_leaves_a_worker_that_is_leaving(
+    tiny_model: Path, expected: dict[str, list[int]], leave: Callable[[str], Awaitable[None]]
+) -> None:
+    async with AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(serving(tiny_model, "first", FIRST))]
+        for name in ("second", "spare"):
+            node = await stack.enter_async_context(serving(tiny_model, name, SECOND))
+            nodes.append(replace(node, replica=True))
+        pipeline = await stack.enter_async_context(master_over(tiny_model, *nodes))
+        assert await ids_with(pipeline, lambda n: leave("second") if n == 9 else None) == expected["greedy"]
+        await greedy_ids(pipeline, PROMPT, 2)
+        tokens = {stage.node: stage.stats.tokens for stage in pipeline.stages}
+        assert tokens["second"] == len(PROMPT) + 8, "nor does another session begin there"
+        assert tokens["spare"] == len(PROMPT) + N - 1 + len(PROMPT) + 1
+
+
+async def test_a_session_stays_with_a_worker_that_is_leaving_if_nobody_else_serves_its_blocks(
+    tiny_model: Path, expected: dict[str, list[int]], leave: Callable[[str], Awaitable[None]]
+) -> None:
+    async with AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(serving(tiny_model, "second", SECOND))]
+        for name in ("a", "b"):
+            node = await stack.enter_async_context(serving(tiny_model, name, FIRST))
+            nodes.append(replace(node, replica=True))
+        pipeline = await stack.enter_async_context(master_over(tiny_model, *nodes))
+        assert await ids_with(pipeline, lambda n: leave("second") if n == 9 else None) == expected["greedy"]
+        tokens = {stage.node: stage.stats.tokens for stage in pipeline.stages}
+        assert tokens["second"] == len(PROMPT) + N - 1
+        assert sorted((tokens["a"], tokens["b"])) == [0, len(PROMPT) + N - 1], "and moves nowhere else for it"
 
 
 async def test_sessions_are_spread_over_replicas_and_their_texts_are_the_same(

@@ -158,6 +158,13 @@ class Unlinked(Message):
 
 
 @dataclass(frozen=True)
+class Leaving(Message):
+    """Worker to master: I shall stop soon, and answer until then. Begin nothing here that others can do."""
+
+    kind: ClassVar[str] = "leaving"
+
+
+@dataclass(frozen=True)
 class Alive(Message):
     """Either side, every second: I am here, whatever I compute."""
 
@@ -227,7 +234,7 @@ class Goodbye(Message):
 
 
 _EVERY: tuple[type[Message], ...] = (
-    *(Hello, Welcome, Alive, Link, Linked, Unlinked),
+    *(Hello, Welcome, Alive, Link, Linked, Unlinked, Leaving),
     *(Forward, Result, Lost, Failed, Forget, Goodbye),
 )
 MESSAGES = {message.kind: message for message in _EVERY}
