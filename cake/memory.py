@@ -46,3 +46,10 @@ def release_code_pages() -> None:
         if rights == "r-xp" and inode != "0":
             start, end = (int(address, 16) for address in addresses.split("-"))
             madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+
+
+def return_freed_memory() -> None:
+    """Give back to the system what was freed and lies between things still held (glibc keeps it)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
