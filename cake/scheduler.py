@@ -295,6 +295,7 @@ class Scheduler:
 
     def _restart(self, job: Job) -> None:
         """From what the stages hold of it; what is on its way is of no use any more."""
+        job.fail_next()
         job.attempt += 1
         job.sent, job.source = job.session.held, job.session.source
         job.chunk = self._chunk_for(job.missing, job.wanted)
