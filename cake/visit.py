@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 from cake.device import StoppedError
 from cake.errors import CakeError, ClusterKeyError, NodeError, ProtocolError, SessionLostError
-from cake.memory import return_freed_memory
 from cake.model.batch import Segment
 from cake.net.admission import Admission
 from cake.net.connection import DEAD_AFTER_S, MAX_REASON, Connection, ConnectionLostError, connect
@@ -137,9 +136,7 @@ class Visit:
         for link in links.values():
             link.abort()
         with contextlib.suppress(StoppedError):  # a worker that ends frees everything anyway
-            if self._sessions:
-                await self.forget(self._sessions)
-                return_freed_memory()
+            await self.forget(self._sessions)
 
     async def _come_in(self) -> "Visit":
         """The handshake, within its time; refusals of those who have no key all take as long."""

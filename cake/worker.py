@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Sequence
 
+from cake.memory import return_freed_memory
 from cake.net.admission import Admission, Network
 from cake.net.connection import Connection
 from cake.net.listener import listen
@@ -33,6 +34,7 @@ class Worker:
         self._numbers = itertools.count(1)
         self._server: asyncio.Server | None = None
         self._reporter: asyncio.Task[None] | None = None
+        self._left = 0  # visits that ended, and whose memory may not have been given back
         self.bytes_read = 0
         self.bytes_written = 0
 
@@ -69,6 +71,7 @@ class Worker:
 
     def _forget(self, task: "asyncio.Task[None]") -> None:
         visit = self._visits.pop(task)
+        self._left += 1
         self._admission.leave(visit)
         self.bytes_read += visit.connection.bytes_received
         self.bytes_written += visit.connection.bytes_sent
@@ -97,6 +100,9 @@ class Worker:
         before, moment = (0, 0, 0, 0), time.monotonic()
         while True:
             await asyncio.sleep(REPORT_EVERY_S)
+            if self._left:
+                self._left = 0
+                return_freed_memory()
             operations = sum(stage.stats.messages for stage in stages)
             tokens = sum(stage.stats.tokens for stage in stages)
             now, after = time.monotonic(), (operations, tokens, *self._traffic())

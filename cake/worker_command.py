@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -82,6 +83,7 @@ async def _serve(
         stages = await _load(node, checkpoint, context, thread)
         service = _service(node, checkpoint, context, stages, options.dead_after, credentials)
         worker = Worker(service, options.allow)
+        gc.freeze()  # what is there by now stays, and need not be looked through again and again
         await worker.start(listener)
         host, port = listener.getsockname()[:2]
         if credentials is None and not _is_loopback(host):
