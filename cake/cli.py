@@ -15,6 +15,7 @@ import click
 from cake import __version__
 from cake.errors import CakeError
 from cake.options import ComputeOptions, MasterOptions, SamplingOptions, WorkerOptions
+from cake.text import parse_bytes
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -73,6 +74,14 @@ class FiniteRange(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return number
+
+
+def read_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """A size with its unit, in bytes."""
+    try:
+        return None if value is None else parse_bytes(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.", ctx, param) from error
 
 
 DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks and the debug log.")
@@ -224,6 +233,14 @@ POSITIVE = click.IntRange(min=1)
     help="Most tokens a session may hold.  [default: the model's, at most 8192]",
 )
 @click.option(
+    "--cache-memory",
+    metavar="SIZE",
+    callback=read_size,
+    help="Memory for all sessions' keys and values on this node, such as 500MB or 2GiB; where it is short, "
+    "those idle longest are dropped, and computed again when they go on.  "
+    "[default: what the weights leave of 80% of the device's memory]",
+)
+@click.option(
     "--dead-after",
     type=FiniteRange(min=3),
     default=10,
@@ -268,6 +285,7 @@ def main(mode: str, debug: bool, **options: Any) -> None:
         device="cpu" if options["cpu"] else options["device"],
         threads=options["threads"],
         context=options["context"],
+        cache_memory=options["cache_memory"],
     )
     if mode == "worker":
         from cake.net.admission import parse_networks

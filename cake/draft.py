@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from cake.budget import CacheBudget
 from cake.device import DeviceThread
 from cake.errors import CakeError
 from cake.model.sampling import Sampler
@@ -41,11 +42,18 @@ class DraftModel:
 
     @classmethod
     async def load(
-        cls, checkpoint: Checkpoint, thread: DeviceThread, context: int, on_bytes: Callable[[int], object]
+        cls,
+        checkpoint: Checkpoint,
+        thread: DeviceThread,
+        context: int,
+        on_bytes: Callable[[int], object],
+        budget: CacheBudget,
     ) -> "DraftModel":
         """Load it all, to compute in `thread`, which the caller closes."""
         context = min(context, checkpoint.config.context)
-        pipeline = await open_pipeline(checkpoint, Topology({}), thread, context, Patience(), on_bytes)
+        pipeline = await open_pipeline(
+            checkpoint, Topology({}), thread, context, Patience(), on_bytes, budget=budget
+        )
         return cls(pipeline)
 
     def proposer(self) -> "Drafter":

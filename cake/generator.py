@@ -148,5 +148,6 @@ def check_prompt(prompt: Sequence[int], context: int, vocab_size: int) -> None:
     if len(prompt) >= context:
         raise PromptTooLongError(
             f"the prompt has {len(prompt)} tokens and the context holds {context}, one of them "
-            "for the answer; shorten the prompt or raise --context"
+            "for the answer; shorten the prompt, or raise --context or, where memory is short, "
+            "--cache-memory, here and on the workers"
         )

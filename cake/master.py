@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from cake.budget import CacheBudget
 from cake.device import DeviceThread, choose_context, choose_placement
 from cake.draft import DraftModel, open_draft_checkpoint
 from cake.generator import Generator, check_prompt
@@ -113,6 +114,7 @@ class Master:
         placement = choose_placement(compute, checkpoint.config.dtype)
         context = choose_context(compute.context, checkpoint.config.context)
         thread = DeviceThread(placement, compute.threads)
+        budget = CacheBudget(placement.device, compute.cache_memory)
         layout = self._topology.layout(checkpoint.config.n_blocks)
         blocks = [block for node, span in layout if node is None for block in span]
         total = sum(map(checkpoint.bytes_of, [*blocks, None]))
@@ -120,7 +122,7 @@ class Master:
             total += sum(map(self._draft.bytes_of, [*range(self._draft.config.n_blocks), None]))
         with loading_bar(total) as bar:
             try:
-                new_proposer = await self._proposers(thread, context, bar.update)
+                new_proposer = await self._proposers(thread, context, bar.update, budget)
                 pipeline = await open_pipeline(
                     checkpoint,
                     self._topology,
@@ -131,6 +133,7 @@ class Master:
                     self.options.wire_dtype,
                     Recovery(self.options.rejoin_timeout, self.options.adopt),
                     self._credentials,
+                    budget,
                 )
             except BaseException:
                 thread.close()
@@ -139,11 +142,11 @@ class Master:
         return Generator(pipeline, self.tokenizer, checkpoint.stop_ids, new_proposer=new_proposer)
 
     async def _proposers(
-        self, thread: DeviceThread, context: int, on_bytes: OnBytes
+        self, thread: DeviceThread, context: int, on_bytes: OnBytes, budget: CacheBudget
     ) -> Callable[[], Proposer] | None:
         """What makes the one who guesses for a session; none where nobody does."""
         if self._draft:
-            return (await DraftModel.load(self._draft, thread, context, on_bytes)).proposer
+            return (await DraftModel.load(self._draft, thread, context, on_bytes, budget)).proposer
         return NGrams if self.options.speculate == "ngram" else None
 
     async def answer_once(self, generator: Generator, prompt: list[int]) -> None:

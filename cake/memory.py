@@ -1,4 +1,4 @@
-"""How much memory this process has held, and how to hold less."""
+"""How much memory there is, how much this process has held, and how to hold less."""
 
 import ctypes
 import gc
@@ -6,6 +6,7 @@ import mmap
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 
 
@@ -17,11 +18,19 @@ def peak_memory_bytes() -> int:
     return _peak_resident_bytes() + accelerator
 
 
+def device_memory_bytes(device: torch.device) -> int:
+    """All memory that a device has; of memory that a GPU shares with the machine, what it may use well."""
+    if device.type == "cpu":
+        return psutil.virtual_memory().total
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    total: int = torch.get_device_module(device).mem_get_info(device)[1]
+    return total
+
+
 if sys.platform == "win32":
 
     def _peak_resident_bytes() -> int:
-        import psutil
-
         return int(psutil.Process().memory_info().peak_wset)
 
 else:

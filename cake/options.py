@@ -17,6 +17,7 @@ class ComputeOptions:
     device: str | None
     threads: int | None
     context: int | None
+    cache_memory: int | None  # bytes
 
 
 @dataclass(frozen=True)

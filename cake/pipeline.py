@@ -13,6 +13,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from cake.budget import CacheBudget
 from cake.cover import Offer, cheapest_cover
 from cake.crew import Crew, Member
 from cake.device import DeviceThread
@@ -148,16 +149,19 @@ async def open_pipeline(
     wire_dtype: str | None = None,
     recovery: Recovery | None = None,
     credentials: Credentials | None = None,
+    budget: CacheBudget | None = None,
 ) -> Pipeline:
     """Connect to every node, then load what remains here, so that a bad node is found out first.
 
     Hidden states travel in `wire_dtype`; without one, as each link allows (see `cake.wire_dtype`).
+    The caches of what runs here share the `budget`, with others of this process where it is given.
     The pipeline takes over `thread` and closes it in the end; if this raises, the caller does.
     """
     config = checkpoint.config
     n_blocks = config.n_blocks
     topology.layout(n_blocks)  # or say what does not fit
     own: list[LocalStage] = []
+    budget = budget or CacheBudget(thread.placement.device)
     crew = Crew(
         [Member(node, expectation(checkpoint, node)) for node in topology.nodes.values()],
         patience,
@@ -165,7 +169,7 @@ async def open_pipeline(
     )
 
     async def load(span: range) -> LocalStage:
-        stage = LocalStage(MASTER, span, config, context, thread)
+        stage = LocalStage(MASTER, span, config, context, thread, budget)
         await thread.run(stage.load, checkpoint, lambda block: on_bytes(checkpoint.bytes_of(block)))
         return stage
 
@@ -186,6 +190,9 @@ async def open_pipeline(
         own = [await load(span) for span in own_spans]
         embedding, head = await thread.run(load_ends, checkpoint, config, thread.placement)
         on_bytes(checkpoint.bytes_of(None))
+        budget.add_weights(checkpoint.bytes_of(None))
+        context = budget.context(context)
+        crew.expect_context(context)  # which may be less by now
         routes = Routes(n_blocks, own, crew, wire_dtype, recovery, adopt)
         await routes.prepare()
     except BaseException:

@@ -15,11 +15,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from cake.budget import CacheBudget
 from cake.device import DeviceThread
 from cake.errors import CakeError, SessionLostError
 from cake.kernels.block import FusedBlock, tokens_at_once
 from cake.model.batch import Batch, Segment, Step, cut, fused_step
-from cake.model.cache import SessionCache
+from cake.model.cache import SessionCache, bytes_per_token, capacity_for
 from cake.model.config import ModelConfig
 from cake.model.linear import TensorSource
 from cake.model.llama import Block
@@ -114,14 +115,23 @@ class LocalStage:
     """A span loaded on this process's device, and the caches of its sessions."""
 
     def __init__(
-        self, node: str, blocks: range, config: ModelConfig, context: int, thread: DeviceThread
+        self,
+        node: str,
+        blocks: range,
+        config: ModelConfig,
+        context: int,
+        thread: DeviceThread,
+        budget: CacheBudget | None = None,
     ) -> None:
+        """Its caches share the `budget` with other stages of the process; without one, it has its own."""
         self.node, self.blocks, self.context = node, blocks, context
         self.stats = StageStats()
         self._config, self._thread = config, thread
         self._placement = thread.placement
         self._layers: list[Block] = []
-        self._caches: dict[Hashable, SessionCache] = {}
+        self._budget = budget or CacheBudget(self._placement.device)
+        self._token_bytes = bytes_per_token(config, len(blocks), self._placement.dtype)
+        self._caches = self._budget.new_table(self._token_bytes)
 
     @property
     def device(self) -> str:
@@ -147,7 +157,9 @@ class LocalStage:
         """Read the span's weights; `on_block` is called with each block's number when it is there."""
         for number in self.blocks:
             self._thread.check()
-            self._layers.append(Block(source, self._config, number, self._placement))
+            block = Block(source, self._config, number, self._placement)
+            self._layers.append(block)
+            self._budget.add_weights(block.nbytes)
             on_block(number)
 
     async def forward(self, batch: Batch) -> Computed:
@@ -172,12 +184,14 @@ class LocalStage:
     def _drop(self, sessions: tuple[Hashable, ...]) -> None:
         for session in sessions:
             self._caches.pop(session, None)
+            self._budget.forgotten(session)
 
     def _compute(self, batch: Batch) -> Computed:
         started = time.perf_counter()
         for segment in batch.segments:
             self._check(segment)
-        caches = [self._cache_for(segment) for segment in batch.segments]
+        self._make_room(batch.segments)
+        caches = [self._cut(segment) for segment in batch.segments]
         n_tokens = len(batch.hidden)
         fused = [block.fused for block in self._layers if block.fused and block.fused.pays(n_tokens)]
         if len(fused) == len(self._layers):
@@ -230,19 +244,35 @@ class LocalStage:
         end = segment.position + segment.length
         if end > self.context:
             raise CakeError(f"{end} tokens do not fit into the context of {self.context} (--context)")
+        self._budget.check(end)
         cache = self._caches.get(segment.session if segment.source is None else segment.source)
         held = cache.length if cache else 0
         if held < segment.position:
             raise SessionLostError(segment.session, held)
 
-    def _cache_for(self, segment: Segment) -> SessionCache:
-        """The session's cache, cut to the segment's position and with room for its tokens."""
-        cache = self._caches.get(segment.session)
+    def _make_room(self, segments: Sequence[Segment]) -> None:
+        """A cache for each session, with room for its tokens; nothing that one holds is changed."""
+        sources = {segment.source for segment in segments if segment.source is not None}
+        needed = {segment.session for segment in segments} | sources
+        self._budget.use(needed)
+        longest = min(self.context, self._budget.longest)
+        device, dtype = self._placement.device, self._placement.dtype
+        for segment in segments:
+            cache, end = self._caches.get(segment.session), segment.position + segment.length
+            if cache is not None and end <= cache.capacity:
+                continue
+            capacity = capacity_for(end, longest)
+            self._budget.make_room(capacity * self._token_bytes, segment.session, needed)
+            if cache is None:
+                cache = SessionCache(self._config, len(self.blocks), capacity, device, dtype)
+                self._caches[segment.session] = cache
+            else:
+                cache.grow(capacity)
+
+    def _cut(self, segment: Segment) -> SessionCache:
+        """The session's cache, cut to the segment's position."""
+        cache = self._caches[segment.session]
         if segment.source is not None:
-            cache = self._caches[segment.session] = self._caches[segment.source].copy(segment.position)
-        elif cache is None:
-            device, dtype = self._placement.device, self._placement.dtype
-            cache = SessionCache(self._config, len(self.blocks), self.context, device, dtype)
-            self._caches[segment.session] = cache
-        cache.rewind(segment.session, segment.position, segment.length)
+            cache.take_over(self._caches[segment.source], segment.position)
+        cache.rewind(segment.session, segment.position)
         return cache

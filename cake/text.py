@@ -1,6 +1,9 @@
-"""Small things that several rooms print the same way."""
+"""Small things that several rooms print, or read, the same way."""
 
+import re
 from collections.abc import Sequence
+
+UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -18,3 +21,11 @@ def human_bytes(n_bytes: float) -> str:
             return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:.1f} GB"
+
+
+def parse_bytes(text: str) -> int:
+    """The bytes that `500MB`, `2 GB` (powers of 1000) or `1.5GiB` (of 1024) say; `ValueError` for others."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text, re.IGNORECASE)
+    if match is None or (match[3] and not match[2]):
+        raise ValueError(f"{text!r} is no size; say 500MB, 2GB or 1.5GiB")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** UNITS[match[2].lower()])

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+from cake.budget import CacheBudget
 from cake.device import DeviceThread, choose_context, choose_placement
 from cake.errors import CakeError
 from cake.memory import peak_memory_bytes, release_code_pages
@@ -80,7 +81,9 @@ async def _serve(
     context = choose_context(options.compute.context, checkpoint.config.context)
     thread = DeviceThread(placement, options.compute.threads)
     try:
-        stages = await _load(node, checkpoint, context, thread)
+        budget = CacheBudget(placement.device, options.compute.cache_memory)
+        stages = await _load(node, checkpoint, context, thread, budget)
+        context = budget.context(context)
         service = _service(node, checkpoint, context, stages, options.dead_after, credentials)
         worker = Worker(service, options.allow)
         gc.freeze()  # what is there by now stays, and need not be looked through again and again
@@ -93,7 +96,7 @@ async def _serve(
                 format_address(host, port),
             )
         log.info(
-            "%s serves blocks %s of %s on %s in %s with %s weights at %s, memory %s",
+            "%s serves blocks %s of %s on %s in %s with %s weights at %s, memory %s, caches of at most %s",
             node.name,
             describe_spans(node.spans),
             checkpoint.name,
@@ -102,6 +105,7 @@ async def _serve(
             stages[0].weights,
             format_address(host, port),
             human_bytes(peak_memory_bytes()),
+            human_bytes(budget.limit),
         )
         if port != node.port and parse_address(options.address)[1]:
             log.warning("but the topology sends masters to %s; is --address right?", node.address)
@@ -116,9 +120,11 @@ async def _serve(
         thread.close()
 
 
-async def _load(node: Node, checkpoint: Checkpoint, context: int, thread: DeviceThread) -> list[LocalStage]:
+async def _load(
+    node: Node, checkpoint: Checkpoint, context: int, thread: DeviceThread, budget: CacheBudget
+) -> list[LocalStage]:
     release_code_pages()  # a small span weighs less than what importing torch has left
-    stages = [LocalStage(node.name, span, checkpoint.config, context, thread) for span in node.spans]
+    stages = [LocalStage(node.name, span, checkpoint.config, context, thread, budget) for span in node.spans]
     total = sum(checkpoint.bytes_of(block) for span in node.spans for block in span)
     with loading_bar(total) as bar:
         for stage in stages:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from cake.budget import CacheBudget
 from cake.cli import main
 from cake.device import DeviceThread
 from cake.generator import Generator
@@ -102,26 +103,34 @@ def cpu_thread(dtype: torch.dtype = torch.float32) -> DeviceThread:
     return DeviceThread(Placement(torch.device("cpu"), dtype), threads=1)
 
 
-async def loaded_stage(checkpoint: Checkpoint, span: range, thread: DeviceThread) -> LocalStage:
+async def loaded_stage(
+    checkpoint: Checkpoint, span: range, thread: DeviceThread, budget: CacheBudget | None = None
+) -> LocalStage:
     """A stage of this process with the weights of `span`, for sessions of at most 512 tokens."""
-    stage = LocalStage("here", span, checkpoint.config, 512, thread)
+    stage = LocalStage("here", span, checkpoint.config, 512, thread, budget)
     await thread.run(stage.load, checkpoint)
     return stage
 
 
 @asynccontextmanager
 async def serving(
-    folder: Path, name: str, *spans: range, credentials: Credentials | None = None, allow: Sequence[str] = ()
+    folder: Path,
+    name: str,
+    *spans: range,
+    credentials: Credentials | None = None,
+    allow: Sequence[str] = (),
+    budget: CacheBudget | None = None,
 ) -> AsyncIterator[Node]:
     """A worker of this process on a free port of loopback; the node under which it is reached."""
     checkpoint, thread = Checkpoint(folder), cpu_thread()
-    stages = [await loaded_stage(checkpoint, span, thread) for span in spans]
+    budget = budget or CacheBudget(thread.placement.device)
+    stages = [await loaded_stage(checkpoint, span, thread, budget) for span in spans]
     marks = [checkpoint.span_fingerprint(span) or "" for span in spans]
     service = Service(
         node=name,
         model=checkpoint.config.fingerprint,
         hidden_size=checkpoint.config.hidden_size,
-        context=512,
+        context=budget.context(512),
         stages={stage.blocks.start: stage for stage in stages},
         fingerprints=marks,
         credentials=credentials,
@@ -138,12 +147,16 @@ async def serving(
 
 @asynccontextmanager
 async def pipeline_over(
-    folder: Path, *nodes: Node, patience: Patience = PATIENT, credentials: Credentials | None = None
+    folder: Path,
+    *nodes: Node,
+    patience: Patience = PATIENT,
+    credentials: Credentials | None = None,
+    budget: CacheBudget | None = None,
 ) -> AsyncIterator[Pipeline]:
     """A master's pipeline of this process over these nodes; it runs what they do not serve."""
     topology = Topology({node.name: node for node in nodes})
     pipeline = await open_pipeline(
-        Checkpoint(folder), topology, cpu_thread(), 512, patience, credentials=credentials
+        Checkpoint(folder), topology, cpu_thread(), 512, patience, credentials=credentials, budget=budget
     )
     try:
         yield pipeline

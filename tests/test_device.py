@@ -18,6 +18,7 @@ def options(**changes: object) -> ComputeOptions:
         "device": "cpu",
         "threads": 1,
         "context": None,
+        "cache_memory": None,
     }
     return ComputeOptions(**{**chosen, **changes})  # type: ignore[arg-type]
 

@@ -4,8 +4,6 @@ Rule 2 of the design lives here: a cache is addressed by position. Whoever write
 declares that everything beyond it is to be forgotten.
 """
 
-import copy
-
 import torch
 from torch import Tensor
 
@@ -15,23 +13,43 @@ from cake.model.config import ModelConfig
 FIRST_CAPACITY = 256
 
 
-class SessionCache:
-    """Keys and values `[n_blocks, 2, n_kv_heads, capacity, head_dim]`, of which `length` are valid.
+def capacity_for(n_tokens: int, longest: int) -> int:
+    """Tokens to make room for where `n_tokens` need it: a power of two times 256, at most `longest`.
 
-    Capacity doubles when it is short, up to `context`: a copy never moves more than it adds.
+    So capacity doubles when it is short, and a copy never moves more than it adds.
     """
+    capacity = FIRST_CAPACITY
+    while capacity < n_tokens:
+        capacity *= 2
+    return min(capacity, longest)
+
+
+def longest_within(n_tokens: int) -> int:
+    """How many tokens a cache can come to hold in memory for `n_tokens`: while it grows it is there twice."""
+    capacity = FIRST_CAPACITY
+    while 3 * capacity <= n_tokens:
+        capacity *= 2
+    return max(min(capacity, n_tokens), n_tokens - capacity)
+
+
+def bytes_per_token(config: ModelConfig, n_blocks: int, dtype: torch.dtype) -> int:
+    """Bytes that a cache takes for a token of its capacity."""
+    return n_blocks * 2 * config.n_kv_heads * config.head_dim * dtype.itemsize
+
+
+class SessionCache:
+    """Keys and values `[n_blocks, 2, n_kv_heads, capacity, head_dim]`, of which `length` are valid."""
 
     def __init__(
         self,
         config: ModelConfig,
         n_blocks: int,
-        context: int,
+        capacity: int,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
         self.length = 0
-        self._context = context
-        shape = (n_blocks, 2, config.n_kv_heads, min(FIRST_CAPACITY, context), config.head_dim)
+        shape = (n_blocks, 2, config.n_kv_heads, capacity, config.head_dim)
         self.storage = torch.empty(shape, device=device, dtype=dtype)
 
     @property
@@ -44,23 +62,24 @@ class SessionCache:
         """Bytes that the cache occupies."""
         return self.storage.nbytes
 
-    def copy(self, n_tokens: int) -> "SessionCache":
-        """Another cache with the first `n_tokens` of this one, which stays as it is."""
-        other = copy.copy(self)
-        other.storage = self.storage[..., : max(n_tokens, 1), :].clone()
-        other.length = n_tokens
-        return other
+    def grow(self, capacity: int) -> None:
+        """Make room for so many tokens, in other memory: both are there until the old one is copied."""
+        old = self.storage
+        self.storage = torch.empty(
+            (*old.shape[:3], capacity, old.shape[4]), device=old.device, dtype=old.dtype
+        )
+        self.storage[..., : self.length, :] = old[..., : self.length, :]
 
-    def rewind(self, session: object, position: int, n_tokens: int) -> None:
-        """Keep the first `position` tokens and make room for `n_tokens` more.
+    def take_over(self, source: "SessionCache", n_tokens: int) -> None:
+        """Become a copy of the first `n_tokens` of another cache, for which there is room."""
+        self.storage[..., :n_tokens, :] = source.storage[..., :n_tokens, :]
+        self.length = n_tokens
 
-        Raises `SessionLostError` when fewer than `position` tokens are held.
-        """
+    def rewind(self, session: object, position: int) -> None:
+        """Keep the first `position` tokens. Raises `SessionLostError` when fewer are held."""
         if position > self.length:
             raise SessionLostError(session, self.length)
         self.length = position
-        if position + n_tokens > self.capacity:
-            self._grow(position + n_tokens)
 
     def write(self, block: int, position: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values `[n_tokens, n_kv_heads, head_dim]` of block number `block`.
@@ -72,12 +91,3 @@ class SessionCache:
         all_keys[:, position:end] = keys.transpose(0, 1)
         all_values[:, position:end] = values.transpose(0, 1)
         return all_keys[:, :end], all_values[:, :end]
-
-    def _grow(self, needed: int) -> None:
-        capacity = self.capacity
-        while capacity < needed:
-            capacity *= 2
-        old = self.storage
-        shape = (*old.shape[:3], min(capacity, self._context), old.shape[4])
-        self.storage = torch.empty(shape, device=old.device, dtype=old.dtype)
-        self.storage[..., : self.length, :] = old[..., : self.length, :]

@@ -60,6 +60,10 @@ class Matrix(Protocol):
         """`[rows, columns]`, where it is kept as plain numbers."""
 
     @property
+    def nbytes(self) -> int:
+        """Bytes that it occupies."""
+
+    @property
     def native(self) -> NativeMatrix | None:
         """The form that Cake's own kernels take, where it is kept so."""
 
@@ -75,6 +79,11 @@ class Linear:
 
     def __init__(self, matrix: Matrix, bias: Tensor | None = None) -> None:
         self.matrix, self.bias = matrix, bias
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that its matrix occupies."""
+        return self.matrix.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         """From `[n_tokens, columns]` to `[n_tokens, rows]`."""
@@ -141,6 +150,11 @@ class DenseMatrix:
         """`[rows, columns]`."""
         return self._weight
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it occupies."""
+        return self._weight.nbytes
+
     def fill(self, source: TensorSource, name: str, first_row: int, rows: int) -> None:
         """Read straight into place."""
         source.read_into(name, self.weight[first_row : first_row + rows])
@@ -166,6 +180,11 @@ class BfloatMatrix:
         """`[rows, columns]`, bfloat16."""
         return self.native.bfloat16
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it occupies."""
+        return self.native.nbytes
+
     def fill(self, source: TensorSource, name: str, first_row: int, rows: int) -> None:
         """Read straight into place."""
         source.read_into(name, self.weight[first_row : first_row + rows])
@@ -189,6 +208,11 @@ class QuantizedMatrix:
     def numbers(self) -> str:
         """What its weights are kept as."""
         return f"int{self.native.bits}"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it occupies."""
+        return self.native.nbytes
 
     def fill(self, source: TensorSource, name: str, first_row: int, rows: int) -> None:
         """Quantize while reading."""

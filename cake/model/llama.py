@@ -50,6 +50,11 @@ class Block:
         """How the matrices are kept: a dtype's name, `int8` or `int4`."""
         return self._mlp.weights
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that its matrices occupy."""
+        return self._attention.nbytes + self._mlp.nbytes
+
     def __call__(self, x: Tensor, index: int, step: Step) -> Tensor:
         """`x` `[n_tokens, hidden_size]`; `index` is the block's place in its stage's caches."""
         x = x + self._attention(self._attention_norm(x), index, step)
@@ -73,6 +78,7 @@ class Attention:
         output = [(f"{prefix}.o_proj", config.hidden_size)]
         self._output = Linear.load(source, output, queries, placement, bias)
         self.matrices = (self._qkv.matrix.native, self._output.matrix.native)
+        self.nbytes = self._qkv.nbytes + self._output.nbytes
 
     def __call__(self, x: Tensor, index: int, step: Step) -> Tensor:
         n_tokens, n_rotated = x.shape[0], self._n_heads + self._n_kv_heads
@@ -115,6 +121,7 @@ class MLP:
         self._down = Linear.load(source, down, inner, placement, bias)
         self.weights = self._down.matrix.numbers
         self.matrices = (self._gate_up.matrix.native, self._down.matrix.native)
+        self.nbytes = self._gate_up.nbytes + self._down.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         gate, up = self._gate_up(x).chunk(2, dim=-1)

@@ -35,6 +35,11 @@ class RowScaledMatrix:
         """What its weights are kept as."""
         return "int8"
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it occupies."""
+        return self._weight.nbytes + self._scales.nbytes
+
     def fill(self, source: TensorSource, name: str, first_row: int, rows: int) -> None:
         """Quantize while reading."""
         for window in source.windows(name, rows, self._weight.shape[1]):
@@ -70,6 +75,11 @@ class GroupedMatrix:
     def numbers(self) -> str:
         """What its weights are kept as."""
         return f"int{self._bits}"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it occupies."""
+        return self._weight.nbytes + self._scales.nbytes + self._lowest.nbytes
 
     def fill(self, source: TensorSource, name: str, first_row: int, rows: int) -> None:
         """Quantize while reading."""
