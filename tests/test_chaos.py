@@ -8,13 +8,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from faults import Ending, Play, eight_requests, killed_with_replica
+from faults import Ending, Play, eight_requests
 from intruders import FRAMES, mutated, mutated_frames, rude_strangers
 
 from cake.weights.checkpoint import Checkpoint
 
 SHORT = {
-    "killed, a replica is there": partial(killed_with_replica, times=1),
     "killed with eight requests": eight_requests,
     "rude strangers": rude_strangers,
     "mutated frames": partial(mutated_frames, n=400),
