@@ -23,6 +23,7 @@ from cake.errors import NodeLostError, SessionLostError
 from cake.job import Job, OnProgress, Part, choices, nobody
 from cake.model.batch import Segment
 from cake.session import Session
+from cake.turns import Turns
 
 T = TypeVar("T")
 
@@ -68,6 +69,7 @@ class Scheduler:
         self._travelling = 0  # batches
         self._tasks: set[asyncio.Task[None]] = set()
         self._pumping = False
+        self._turns = Turns(self._restart)
 
     @property
     def _depth(self) -> int:
@@ -95,13 +97,13 @@ class Scheduler:
 
         The job is done with what `choice` makes of the logits of the last id and of each proposal; it
         runs in the device's thread. A stage that lost the session (it answers so) gets all ids again,
-        once; where a stage itself is lost, the pipeline is mended first. At most one job of a session
-        at a time, but for those that follow it.
+        once, and once more when one of the other sessions has made room; where a stage itself is lost,
+        the pipeline is mended first. At most one job of a session at a time, but for those that follow it.
         """
         ids, wanted = [*session.ids, *proposals], len(proposals) + 1
         chunk = self._chunk_for(len(ids) - session.held, wanted)
         job = Job(session, ids, choice, wanted, on_progress, chunk, session.held, source=session.source)
-        self._queue(job)
+        self._turns.begin(job)
         return job
 
     def follow(self, job: Job, tokens: Sequence[int], choice: Callable[[Tensor], object]) -> Job:
@@ -259,16 +261,17 @@ class Scheduler:
                 continue
             job.fail_next()
             lost = not named or job.session.number == error.session  # who names none has lost all
-            if lost:
-                job.session.held, job.session.source = 0, None
+            again = lost and job.session.lose()
             if job.follows:
                 job.done.set_result(None)
-                continue
-            if lost and job.replayed:
+            elif again and self._turns.wait(job):
+                self._withdraw(job)
+                job.replayed = False
+            elif lost and job.replayed:
                 job.done.set_exception(error)
-                continue
-            job.replayed = job.replayed or lost
-            self._restart(job)
+            else:
+                job.replayed = job.replayed or lost
+                self._restart(job)
 
     async def _mend(self, parts: list[Part], error: NodeLostError) -> None:
         """A stage is gone. When its blocks are served again, send what was on its way once more.
@@ -293,14 +296,18 @@ class Scheduler:
             part.job.replayed = False
             self._restart(part.job)
 
-    def _restart(self, job: Job) -> None:
-        """From what the stages hold of it; what is on its way is of no use any more."""
+    def _withdraw(self, job: Job) -> None:
+        """What is on its way is of no use any more, and no more is sent."""
         job.fail_next()
         job.attempt += 1
-        job.sent, job.source = job.session.held, job.session.source
-        job.chunk = self._chunk_for(job.missing, job.wanted)
         if job in self._prompts:
             self._prompts.remove(job)
+
+    def _restart(self, job: Job) -> None:
+        """From what the stages hold of it."""
+        self._withdraw(job)
+        job.sent, job.source = job.session.held, job.session.source
+        job.chunk = self._chunk_for(job.missing, job.wanted)
         self._queue(job)
 
 

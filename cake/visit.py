@@ -104,6 +104,7 @@ class Visit:
         self._linked: set[int] = set()  # those that ever stood
         self._tasks: set[asyncio.Task[None]] = set()
         self._sessions: set[int] = set()
+        self._left = False
 
     async def run(self) -> None:
         """Serve until the peer leaves or says something wrong; a master's sessions are freed then."""
@@ -130,7 +131,13 @@ class Visit:
         finally:
             await self._leave()
 
+    @property
+    def over(self) -> bool:
+        """Whether nobody waits for results any more, and nothing of its sessions may be kept."""
+        return self._left or self.connection.over
+
     async def _leave(self) -> None:
+        self._left = True
         self._of_masters.pop(self._name, None)
         links, self._links = self._links, {}
         for link in links.values():
@@ -183,7 +190,7 @@ class Visit:
             if isinstance(message, Goodbye):
                 raise ConnectionLostError(message.reason)
             if isinstance(message, Forward):
-                if not owner.connection.over:  # else nobody waits for it any more
+                if not owner.over:
                     await owner.forward(message, frame)
             elif owner is not self:
                 raise ProtocolError(f"a {message.kind} message is for masters to say")

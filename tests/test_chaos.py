@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 from faults import Ending, Play, eight_requests
-from intruders import FRAMES, mutated, mutated_frames, rude_strangers
+from intruders import FRAMES, mutated, mutated_frames
 
 from cake.weights.checkpoint import Checkpoint
 
 SHORT = {
     "killed with eight requests": eight_requests,
-    "rude strangers": rude_strangers,
     "mutated frames": partial(mutated_frames, n=400),
 }
 

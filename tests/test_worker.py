@@ -339,6 +339,33 @@ async def test_the_sessions_of_a_master_that_leaves_are_freed(
     assert stage.n_sessions == 0
 
 
+async def test_what_comes_over_a_link_for_a_master_that_leaves_is_not_kept(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def forget(self: LocalStage, sessions) -> None:
+        if sessions:  # the master's, of whom the link has none
+            stages.append(self)
+            leaving.set()
+            await gone.wait()
+        await original(self, sessions)
+
+    stages: list[LocalStage] = []
+    original, leaving, gone = LocalStage.forget, asyncio.Event(), asyncio.Event()
+    monkeypatch.setattr(LocalStage, "forget", forget)
+    async with serving(tiny_model, "porch", SPAN) as node, raw(node) as master:
+        welcome = await ask(master, HELLO)
+        assert isinstance(welcome, Welcome)
+        async with raw(node, replace(HELLO, visit=welcome.visit)) as worker:
+            assert isinstance(await ask(master, forward((7, 0, 2))), Result)
+            master.say(forward((7, 2, 3), hidden=zeros(1, 64)))  # nonsense, while the other goes on
+            await soon(leaving.wait())
+            worker.say(forward((8, 0, 2)), Goodbye("that was all"))
+            await worker.hear_all()
+            gone.set()
+            await master.hear_all()
+        assert stages[0].n_sessions == 0
+
+
 async def test_two_masters_with_the_same_session_numbers(tiny_model: Path, here: LocalStage) -> None:
     async with (
         serving(tiny_model, "porch", SPAN) as node,
