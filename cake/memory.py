@@ -1,6 +1,7 @@
 """How much memory there is, how much this process has held, and how to hold less."""
 
 import ctypes
+import gc
 import mmap
 import sys
 from pathlib import Path
@@ -55,3 +56,11 @@ def release_code_pages() -> None:
         if rights == "r-xp" and inode != "0":
             start, end = (int(address, 16) for address in addresses.split("-"))
             madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+
+
+def return_freed_memory() -> None:
+    """Give back to the system what is held by nobody: what only cycles hold, and what glibc keeps."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

@@ -100,7 +100,8 @@ class Passes:
             if await self._away[0].job.done is not None:
                 this = self._away.popleft()
                 if self._speculation is not None:
-                    self._speculation.learn(len(this.proposals), this.n_right, this.seconds)
+                    alone = not this.job.follows
+                    self._speculation.learn(len(this.proposals), this.n_right, this.seconds, alone)
                 return self._arrived(this)
             self.close()  # a stage lost what it follows
 

@@ -298,6 +298,7 @@ class Scheduler:
 
     def _withdraw(self, job: Job) -> None:
         """What is on its way is of no use any more, and no more is sent."""
+        job.fail_next()
         job.attempt += 1
         if job in self._prompts:
             self._prompts.remove(job)

@@ -115,8 +115,8 @@ class Pace:
         most = math.ceil(1 / computing)
         return next((i for i in range(1, most) if chance**i < computing), most)
 
-    def learn(self, proposed: int, accepted: int, seconds: float) -> None:
-        """What became of a round."""
+    def learn(self, proposed: int, accepted: int, seconds: float, alone: bool = True) -> None:
+        """What became of a round. One that was not `alone` may have waited for those before it."""
         if proposed == 0:
             self._plain += 1
             self._rest -= 1
@@ -130,6 +130,7 @@ class Pace:
             self._rest = self._pause
         if proposed not in self._seconds:
             self._seconds[proposed] = seconds
+        if not alone:
             return
         known = self._seconds[proposed]
         # A hiccup is not a price: one long round counts as one twice as long as usual.
@@ -178,9 +179,9 @@ class Speculation:
         """At most `most` tokens that may come after `ids`, of which the last are only `assumed`."""
         return await self._proposer.propose(ids, assumed, most, sampler) if most > 0 else []
 
-    def learn(self, proposed: int, accepted: int, seconds: float) -> None:
-        """What became of a pass, from the making of its proposals to its end."""
-        self._pace.learn(proposed, accepted, seconds)
+    def learn(self, proposed: int, accepted: int, seconds: float, alone: bool) -> None:
+        """What became of a pass, from the making of its proposals to its end; `alone` if it followed none."""
+        self._pace.learn(proposed, accepted, seconds, alone)
 
     async def forget(self) -> None:
         """The session is over."""

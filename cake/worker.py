@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Sequence
 
+from cake.memory import return_freed_memory
 from cake.net.admission import Admission, Network
 from cake.net.connection import Connection
 from cake.net.listener import listen
@@ -35,6 +36,7 @@ class Worker:
         self._numbers = itertools.count(1)
         self._server: asyncio.Server | None = None
         self._reporter: asyncio.Task[None] | None = None
+        self._left = 0  # visits that ended, and whose memory may not have been given back
         self.bytes_read = 0
         self.bytes_written = 0
 
@@ -89,6 +91,7 @@ class Worker:
 
     def _forget(self, task: "asyncio.Task[None]") -> None:
         visit = self._visits.pop(task)
+        self._left += 1
         self._admission.leave(visit)
         self.bytes_read += visit.connection.bytes_received
         self.bytes_written += visit.connection.bytes_sent
@@ -117,6 +120,9 @@ class Worker:
         before, moment = (0, 0, 0, 0), time.monotonic()
         while True:
             await asyncio.sleep(REPORT_EVERY_S)
+            if self._left:
+                self._left = 0
+                return_freed_memory()
             operations = sum(stage.stats.messages for stage in stages)
             tokens = sum(stage.stats.tokens for stage in stages)
             now, after = time.monotonic(), (operations, tokens, *self._traffic())

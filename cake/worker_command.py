@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -85,6 +86,7 @@ async def _serve(
         context = budget.context(context)
         service = _service(node, checkpoint, context, stages, options.dead_after, credentials)
         worker = Worker(service, options.allow)
+        gc.freeze()  # what is there by now stays, and need not be looked through again and again
         await worker.start(listener)
         _announce(options, node, checkpoint, service, listener, budget)
         try:

@@ -98,12 +98,12 @@ async def rude_strangers(play: Play) -> Ending:
     with play.cast(node(NAME, 0, 29)) as topology:
         device, slowest = play.devices[NAME], 0.0
         await _served(play, topology)
-        before = device.resident_bytes()
+        before = await device.settled_bytes()
         for act in ACTS.values():
             for _ in range(3):
                 await act(device)
             slowest = max(slowest, await _served(play, topology))
-        after = device.resident_bytes()
+        after = await device.settled_bytes()
     seen = f"{len(ACTS)} kinds; a master connects within {1e3 * slowest:.0f} ms; {_growth(before, after)}"
     return Ending(slowest <= AT_ONCE_S and after <= FLAT * before, seen)
 
@@ -113,7 +113,7 @@ async def crowd(play: Play) -> Ending:
     with play.cast(node(NAME, 0, 29)) as topology:
         device = play.devices[NAME]
         await _served(play, topology)
-        before = device.resident_bytes()
+        before = await device.settled_bytes()
         async with contextlib.AsyncExitStack() as stack:
             drips = []
             for i in range(N_IDLE):
@@ -127,7 +127,7 @@ async def crowd(play: Play) -> Ending:
             took = [await _connected(play, topology) for _ in range(3)]
             for drip in drips:
                 drip.cancel()
-        after = device.resident_bytes()
+        after = await device.settled_bytes()
     seen = (
         f"{N_IDLE} connections; a master connects within {1e3 * max(took):.0f} ms; {_growth(before, after)}"
     )
@@ -213,7 +213,7 @@ async def mutated_frames(play: Play, n: int = 100_000) -> Ending:
         device, numbers = play.devices[NAME], iter(range(n))
         async with play.master(topology) as generator:
             right = (await tell(generator, play.prompt())).ids
-            before = device.resident_bytes()
+            before = await device.settled_bytes()
             lanes = [asyncio.create_task(_lane(device, numbers, seed)) for seed in range(LANES)]
             same = total = 0
             while not all(lane.done() for lane in lanes):
@@ -221,7 +221,7 @@ async def mutated_frames(play: Play, n: int = 100_000) -> Ending:
                 same += (await tell(generator, play.prompt())).ids == right
             await asyncio.gather(*lanes)
         await _served(play, topology)
-        after = device.resident_bytes()
+        after = await device.settled_bytes()
     seen = f"{n} frames; {same} of {total} texts beside them identical; {_growth(before, after)}"
     return Ending(same == total and after <= FLAT * before, seen)
 

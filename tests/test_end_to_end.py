@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import os
 import re
 import signal
 import socket
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from conftest import PATIENT, CakeProcess, cpu_thread, greedy_ids, run, transformers_ids
+from filelock import FileLock
 
 from cake import kernels
 from cake.model.tokenizer import Tokenizer
@@ -47,10 +49,18 @@ Start = Callable[..., CakeProcess]
 
 
 @pytest.fixture(scope="module")
-def expected(demo_model: Path) -> dict[str, list[int]]:
-    """The ids that transformers generates after each prompt."""
-    tokenizer = Tokenizer(demo_model)
-    return {prompt: transformers_ids(demo_model, tokenizer.encode(prompt), N) for prompt in PROMPTS}
+def expected(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
+    """The ids that transformers generates after each prompt; asked once for all processes that test."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    file = shared / "expected.json"
+    with FileLock(shared / "expected.lock"):
+        if not file.exists():
+            tokenizer = Tokenizer(demo_model)
+            ids = {prompt: transformers_ids(demo_model, tokenizer.encode(prompt), N) for prompt in PROMPTS}
+            file.write_text(json.dumps(ids))
+        return json.loads(file.read_text())
 
 
 class Cluster(NamedTuple):
@@ -344,7 +354,7 @@ def test_a_worker_killed_in_mid_answer_costs_no_token(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc")
-@pytest.mark.parametrize(("blocks", "dtype"), [("0-29", "float32"), ("10-19", "bfloat16"), ("3", "bfloat16")])
+@pytest.mark.parametrize(("blocks", "dtype"), [("0-29", "float32"), ("3", "bfloat16")])
 def test_a_workers_memory_is_its_span_and_torch(
     processes: Start, demo_model: Path, tmp_path: Path, blocks: str, dtype: str
 ) -> None:

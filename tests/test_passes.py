@@ -46,7 +46,7 @@ class Plan:
     def __init__(self, n: int, n_passes: int, wrong: Sequence[int] = ()) -> None:
         self.n, self.n_passes, self.wrong = n, n_passes, wrong
         self.now = 0.0
-        self.learned: list[tuple[int, int, float]] = []
+        self.learned: list[tuple[int, int, float, bool]] = []
 
     async def begin(self, ids: Sequence[int]) -> None:
         self.now += 1000  # is no part of any pass
@@ -61,8 +61,8 @@ class Plan:
         self.now += 2
         return [99 if place in self.wrong else place for place in range(len(ids), len(ids) + max(most, 0))]
 
-    def learn(self, proposed: int, accepted: int, seconds: float) -> None:
-        self.learned.append((proposed, accepted, seconds))
+    def learn(self, proposed: int, accepted: int, seconds: float, alone: bool) -> None:
+        self.learned.append((proposed, accepted, seconds, alone))
 
 
 class Answer:
@@ -158,7 +158,7 @@ async def test_a_pass_is_timed_from_the_making_of_its_proposals_to_its_choice(an
     answer.add(await made)
     answer.plan.now += 50
     answer.add(await answer.passes.next())
-    assert answer.plan.learned == [(3, 3, 2 * 3 + 1.0), (3, 3, 2 * 2 + 1 + 3.0)]
+    assert answer.plan.learned == [(3, 3, 2 * 3 + 1.0, True), (3, 3, 2 * 2 + 1 + 3.0, False)]
 
 
 async def test_who_leaves_sends_nothing_more_and_leaves_no_error_behind(answer: Answer) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cake.errors import CakeError, SessionLostError
+from cake.errors import CakeError, NodeLostError, SessionLostError
 from cake.model.batch import Segment
 from cake.scheduler import CHUNK_BESIDE_OTHERS, FEW_TOKENS, SMALLEST_CHUNK, Scheduler, chunk_tokens
 from cake.session import Session
@@ -22,6 +22,7 @@ class Gate:
         self.n_stages = n_stages
         self.waiting: list[tuple[list[Segment], asyncio.Future[None]]] = []
         self.seen: list[list[tuple[int, int]]] = []  # (position, length) of each batch's segments
+        self.mended = asyncio.Event()
 
     async def forward(self, ids: Sequence[int], segments: Sequence[Segment]) -> Tensor:
         self.seen.append([(s.position, s.length) for s in segments])
@@ -29,6 +30,9 @@ class Gate:
         self.waiting.append((list(segments), through))
         await through
         return torch.tensor(ids, dtype=torch.float32)[:, None]
+
+    async def mend(self) -> None:
+        await self.mended.wait()
 
     async def choose(self, hidden: Tensor, choice):
         return choice(hidden)
@@ -286,3 +290,19 @@ async def test_what_follows_a_job_that_is_sent_again_comes_to_nothing() -> None:
         await gate.let()
     assert (first.done.result(), other.done.result()) == (1, 50)
     assert session.held == 1
+
+
+async def test_what_follows_a_job_whose_stage_is_lost_comes_to_nothing() -> None:
+    gate = Gate(1)
+    scheduler, session = Scheduler(gate), Session([1])
+    first = scheduler.start(session, last)
+    before = scheduler.follow(first, [2], last)
+    await gate.let(NodeLostError("the worker is gone"))
+    meanwhile = scheduler.follow(first, [2], last)
+    await settle()
+    gate.mended.set()
+    await settle()
+    assert (before.done.result(), meanwhile.done.result()) == (None, None)
+    while not first.done.done():
+        await gate.let()
+    assert first.done.result() == 1

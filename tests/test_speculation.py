@@ -186,6 +186,19 @@ def test_passes_go_together_where_they_are_long_on_the_network_and_probably_righ
     assert pace.passes(3, 0.8 * flat(3)) == 1
 
 
+def test_the_time_of_a_pass_that_waited_for_another_is_a_price_only_until_there_is_a_better_one() -> None:
+    alone, queued = Pace(15), Pace(15)
+    for pace in (alone, queued):
+        drive(pace, flat, 1, 30)
+        for _ in range(30):
+            pace.learn(15, 15, 3 * flat(15), alone=pace is alone)
+    assert alone.best() < queued.best() == 15
+    fresh = Pace(15)
+    drive(fresh, flat, 1, 4)
+    fresh.learn(9, 9, flat(9), alone=False)
+    assert fresh.best() > 9, "it is known to be tried"
+
+
 async def test_who_has_no_room_is_not_asked() -> None:
     class Silent(NGrams):
         async def propose(self, ids, assumed, most, sampler):
@@ -198,5 +211,5 @@ async def test_proposals_that_take_longer_than_they_save_are_left_alone() -> Non
     speculation, asked = Speculation(NGrams(), 15, lambda: 0.0), []
     for _ in range(100):
         asked.append(speculation.best())
-        speculation.learn(asked[-1], asked[-1], 1.0 + 2.0 * asked[-1])
+        speculation.learn(asked[-1], asked[-1], 1.0 + 2.0 * asked[-1], True)
     assert sum(asked) < 60

@@ -197,3 +197,38 @@ def test_what_is_dumped_parses_to_the_same() -> None:
     assert again == topology
     assert list(again.nodes) == ["b", "a"]
     assert "- model.layers.3\n  - model.layers.5-8\n" in dump_topology(topology)
+
+
+REPLICAS = """
+a: {host: "h:1", layers: [model.layers.0-2]}
+b: {host: "h:2", layers: [model.layers.3-5]}
+c: {host: "h:3", layers: [model.layers.3-5], replica: true}
+"""
+
+
+def test_a_replica_stands_in_and_is_left_out_of_the_layout() -> None:
+    topology = parse_topology(REPLICAS)
+    layout = [(node and node.name, span) for node, span in topology.layout(6)]
+    assert layout == [("a", range(0, 3)), ("b", range(3, 6))]
+    assert [node.replica for node in topology.nodes.values()] == [False, False, True]
+    assert parse_topology(dump_topology(topology)) == topology
+
+
+def test_replicas_alone_serve_their_blocks() -> None:
+    topology = parse_topology(REPLICAS.replace("3-5]}", "3-5], replica: true}"))
+    assert [(node and node.name, span) for node, span in topology.layout(7)] == [
+        ("a", range(0, 3)),
+        ("b", range(3, 6)),
+        (None, range(6, 7)),
+    ]
+
+
+def test_replicas_that_do_not_join_up_are_refused() -> None:
+    topology = parse_topology(REPLICAS.replace("3-5], replica", "2-5], replica").replace("b:", "# b:"))
+    with pytest.raises(TopologyError, match="do not join up"):
+        topology.layout(6)
+
+
+def test_replica_is_true_or_false() -> None:
+    with pytest.raises(TopologyError, match="node 'c': replica is true or false, not 'often'"):
+        parse_topology(REPLICAS.replace("replica: true", "replica: often"))

@@ -270,6 +270,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, error: Exception | None) -> None:
         """The socket is closed."""
         self._end(ConnectionLostError(f"the {self._peer} is gone ({error or 'closed'})"))
+        self._landing = memoryview(b"")  # not when the collector comes to it
         self._hung_up.set()
         self.resume_writing()
 
