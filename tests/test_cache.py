@@ -1,5 +1,8 @@
 """A session's KV cache: addressed by position, grown as needed, never beyond what it is allowed."""
 
+import sys
+
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -145,3 +148,21 @@ def test_building_on_more_than_is_held() -> None:
         cache.rewind("mine", 4)
     assert (raised.value.session, raised.value.held) == ("mine", 3)
     assert cache.length == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a system may take its time")
+def test_memory_goes_back_to_the_system_at_once() -> None:
+    """Also that of a cache that lies between two others, of a size that malloc would keep."""
+
+    def held() -> int:
+        resident: int = psutil.Process().memory_info().rss
+        return resident
+
+    torch.ones(16 << 18)  # malloc keeps what is smaller than it has seen freed
+    caches = [new_cache() for _ in range(10)]
+    for cache in caches:
+        cache.grow(64 * FIRST_CAPACITY)
+        cache.storage.fill_(1)
+    before, n_bytes = held(), caches[0].nbytes
+    del cache, caches[::2]
+    assert before - held() >= 0.9 * 5 * n_bytes

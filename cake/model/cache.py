@@ -4,6 +4,11 @@ Rule 2 of the design lives here: a cache is addressed by position. Whoever write
 declares that everything beyond it is to be forgotten.
 """
 
+import math
+import mmap
+import sys
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -50,7 +55,7 @@ class SessionCache:
     ) -> None:
         self.length = 0
         shape = (n_blocks, 2, config.n_kv_heads, capacity, config.head_dim)
-        self.storage = torch.empty(shape, device=device, dtype=dtype)
+        self.storage = _allocate(shape, device, dtype)
 
     @property
     def capacity(self) -> int:
@@ -65,9 +70,7 @@ class SessionCache:
     def grow(self, capacity: int) -> None:
         """Make room for so many tokens, in other memory: both are there until the old one is copied."""
         old = self.storage
-        self.storage = torch.empty(
-            (*old.shape[:3], capacity, old.shape[4]), device=old.device, dtype=old.dtype
-        )
+        self.storage = _allocate((*old.shape[:3], capacity, old.shape[4]), old.device, old.dtype)
         self.storage[..., : self.length, :] = old[..., : self.length, :]
 
     def take_over(self, source: "SessionCache", n_tokens: int) -> None:
@@ -91,3 +94,19 @@ class SessionCache:
         all_keys[:, position:end] = keys.transpose(0, 1)
         all_values[:, position:end] = values.transpose(0, 1)
         return all_keys[:, :end], all_values[:, :end]
+
+
+def _allocate(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A tensor whose memory goes back to the system when it is freed.
+
+    On a CPU malloc would keep it, in pieces between which the next ones do not fit: after many sessions a
+    process would hold more than its caches ever took together.
+    """
+    if device.type != "cpu":
+        return torch.empty(tuple(shape), device=device, dtype=dtype)
+    n_bytes = math.prod(shape) * dtype.itemsize
+    if sys.platform == "win32":
+        pages = mmap.mmap(-1, n_bytes)
+    else:
+        pages = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype).view(*shape)
