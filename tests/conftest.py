@@ -212,10 +212,13 @@ def transformers_ids(folder: Path, prompt: Sequence[int], n: int) -> list[int]:
 
 @pytest.fixture
 def cli() -> Callable[..., Result]:
-    """Runs `cake-cli` in this process: `cli("--model", folder)`; see `result.stderr`, `.exit_code`."""
+    """Runs `cake-cli` in this process: `cli("--model", folder)`; see `result.stderr`, `.exit_code`.
 
-    def run(*arguments: object, stdin: str | None = None) -> Result:
-        return CliRunner().invoke(main, [str(a) for a in arguments], input=stdin)
+    Seconds faster than a process that imports everything again.
+    """
+
+    def run(*arguments: object, stdin: str | None = None, **environment: str) -> Result:
+        return CliRunner().invoke(main, [str(a) for a in arguments], input=stdin, env=environment)
 
     return run
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from click.testing import Result
 from conftest import PATIENT, CakeProcess, cpu_thread, greedy_ids, run, transformers_ids
 from filelock import FileLock
 
@@ -46,6 +47,7 @@ CHUNKS = {"one worker": 512, "three workers": 7, "master at start, middle and en
 GREEDY = ("--temperature", "0", "--repeat-penalty", "1", "--dtype", "float32")
 
 Start = Callable[..., CakeProcess]
+Cli = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,12 @@ class Cluster(NamedTuple):
 def until_stop(ids: list[int]) -> list[int]:
     """What is generated up to the demo model's end token, itself included."""
     return ids[: ids.index(2) + 1] if 2 in ids else ids
+
+
+def answered(result: Result) -> dict:
+    """What a master that runs in this process printed as JSON."""
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
 
 
 def start_workers(
@@ -157,7 +165,7 @@ def check_report(result: dict, n_workers: int) -> None:
 
 
 def test_bundles_alone_give_the_same_text(
-    processes: Start, demo_model: Path, tmp_path: Path, expected: dict[str, list[int]]
+    processes: Start, cli: Cli, demo_model: Path, tmp_path: Path, expected: dict[str, list[int]]
 ) -> None:
     topology = tmp_path / "topology.yml"
     with socket.socket() as reserved:  # the bundle's topology must name the worker's port
@@ -167,10 +175,9 @@ def test_bundles_alone_give_the_same_text(
     split(str(demo_model), topology, tmp_path / "parts")
     worker = ("--mode", "worker", "--model", tmp_path / "parts" / "pc-node", "--address", address)
     processes(*worker, "--dtype", "float32").wait_for("pc serves blocks 5-24")
-    common = ("--model", tmp_path / "parts" / "master-node", "--raw", "--json", *GREEDY)
-    code, stdout, stderr = processes(*common, "--prompt", PROMPTS[1], "-n", N).finish()
-    assert code == 0, stderr
-    assert json.loads(stdout)["token_ids"] == until_stop(expected[PROMPTS[1]])
+    master = ("--model", tmp_path / "parts" / "master-node", "--threads", 1, "--raw", "--json", *GREEDY)
+    result = answered(cli(*master, "--prompt", PROMPTS[1], "-n", N))
+    assert result["token_ids"] == until_stop(expected[PROMPTS[1]])
 
 
 def test_two_masters_at_once_get_the_text_of_one(
@@ -222,18 +229,12 @@ REPEAT = (
 
 @pytest.mark.parametrize("proposer", ["ngram", "draft"])
 def test_proposals_change_the_number_of_passes_only(
-    processes: Start, demo_model: Path, tmp_path: Path, proposer: str
+    processes: Start, cli: Cli, demo_model: Path, tmp_path: Path, proposer: str
 ) -> None:
     topology, _ = start_workers(processes, tmp_path, "10-29")
     options = ("--speculate", "ngram") if proposer == "ngram" else ("--draft-model", demo_model)
-    common = ("--topology", topology, "--prompt", REPEAT, "-n", 24, "--json", *GREEDY)
-
-    def answer(*more: object) -> dict:
-        code, stdout, stderr = processes(*common, *more).finish()
-        assert code == 0, stderr
-        return json.loads(stdout)
-
-    plain, guessed = answer(), answer(*options)
+    common = ("--topology", topology, "--threads", 1, "--prompt", REPEAT, "-n", 24, "--json", *GREEDY)
+    plain, guessed = answered(cli(*common)), answered(cli(*common, *options))
     assert (plain["proposed_tokens"], plain["accepted_tokens"]) == (0, 0)
     assert guessed["token_ids"] == plain["token_ids"]
     assert guessed["text"] == plain["text"]
@@ -256,25 +257,30 @@ def test_a_draft_draws_the_same_text_from_the_same_seed(cli, demo_model: Path) -
     assert draft["accepted_tokens"] > 0
 
 
-def test_nodes_quantize_each_as_it_likes(processes: Start, tmp_path: Path) -> None:
-    def answer(quantize: str) -> dict:
-        options = ("--topology", topology, "-n", 16, "--quantize", quantize, "--json", *GREEDY)
-        code, stdout, stderr = processes(*options, "--prompt", "What is the capital of France?").finish()
-        assert code == 0, stderr
-        return json.loads(stdout)
-
+def test_nodes_quantize_each_as_it_likes(processes: Start, cli: Cli, tmp_path: Path) -> None:
     topology, _ = start_workers(processes, tmp_path, "5-20", quantize="int8")
     for quantize in ("none", "int4"):
-        result = answer(quantize)
+        options = (
+            "--topology",
+            topology,
+            "--threads",
+            1,
+            "-n",
+            16,
+            "--quantize",
+            quantize,
+            "--json",
+            *GREEDY,
+        )
+        result = answered(cli(*options, "--prompt", "What is the capital of France?"))
         here = "bfloat16" if kernels.library() else "float32"
         expected = here if quantize == "none" else quantize
         assert [stage["weights"] for stage in result["stages"]] == [expected, "int8", expected]
         assert "Paris" in result["text"]
-        assert answer(quantize)["token_ids"] == result["token_ids"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals to one process are POSIX")
-def test_ctrl_c_ends_either_role_cleanly(processes: Start, tmp_path: Path) -> None:
+def test_ctrl_c_ends_either_role_cleanly(processes: Start, cli: Cli, tmp_path: Path) -> None:
     topology, (worker,) = start_workers(processes, tmp_path, "0-29")
     master = processes("--topology", topology, "-n", 2000, "--raw", "--prompt", PROMPTS[1], *GREEDY)
     master.wait_for("norm, head")
@@ -284,7 +290,7 @@ def test_ctrl_c_ends_either_role_cleanly(processes: Start, tmp_path: Path) -> No
     code, _, stderr = master.finish()
     assert (code, stderr.splitlines()[-1]) == (130, "interrupted")
     assert "Traceback" not in stderr
-    assert processes("--topology", topology, "-n", 2, "--temperature", "0").finish()[0] == 0
+    answered(cli("--topology", topology, "--threads", 1, "-n", 2, "--json"))
     worker.process.send_signal(signal.SIGINT)
     code, _, stderr = worker.finish()
     assert code == 0
@@ -356,13 +362,11 @@ def test_a_worker_killed_in_mid_answer_costs_no_token(
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc")
 @pytest.mark.parametrize(("blocks", "dtype"), [("0-29", "float32"), ("3", "bfloat16")])
 def test_a_workers_memory_is_its_span_and_torch(
-    processes: Start, demo_model: Path, tmp_path: Path, blocks: str, dtype: str
+    processes: Start, cli: Cli, demo_model: Path, tmp_path: Path, blocks: str, dtype: str
 ) -> None:
     topology, (worker,) = start_workers(processes, tmp_path, blocks, dtype=dtype)
-    prompt = "word " * 200
-    assert (
-        processes("--topology", topology, "-n", 8, "--temperature", "0", "--prompt", prompt).finish()[0] == 0
-    )
+    common = ("--topology", topology, "--threads", 1, "-n", 8, "--temperature", 0, "--json")
+    answered(cli(*common, "--prompt", "word " * 200))
     of_worker = memory(Path(f"/proc/{worker.process.pid}/status").read_text())
     code = "import torch; print(open('/proc/self/status').read())"
     idle = memory(subprocess.check_output([sys.executable, "-c", code], text=True))
@@ -379,24 +383,23 @@ KEY = {"CAKE_CLUSTER_KEY": "correct horse battery staple"}
 
 
 def test_a_cluster_key_lets_in_who_knows_it_and_nobody_else(
-    processes: Start, tmp_path: Path, expected: dict[str, list[int]]
+    processes: Start, cli: Cli, tmp_path: Path, expected: dict[str, list[int]]
 ) -> None:
     topology, workers = start_workers(functools.partial(processes, **KEY), tmp_path, "0-14", "15-29")
     common = ("--topology", topology, "--raw", "--prompt", PROMPTS[1], "-n", N, "--json", *GREEDY)
+    common = (*common, "--threads", 1)
     refusals = {
-        "wants a cluster key": processes(*common),
-        "refuses this cluster key": processes(*common, "--cluster-key", "Tr0ub4dor&3 Tr0ub4dor&3"),
+        "wants a cluster key": cli(*common),
+        "refuses this cluster key": cli(*common, "--cluster-key", "Tr0ub4dor&3 Tr0ub4dor&3"),
     }
-    for reason, stranger in refusals.items():
-        code, stdout, stderr = stranger.finish()
-        assert (code, stdout) == (2, "")
-        line = stderr.splitlines()[-1]
+    for reason, refused in refusals.items():
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        line = refused.stderr.splitlines()[-1]
         assert line.startswith("Error: worker 'worker")
         assert reason in line
-    code, stdout, stderr = processes(*common, **KEY).finish()
-    assert code == 0, stderr
-    assert "carries between them" not in stderr
-    assert json.loads(stdout)["token_ids"] == until_stop(expected[PROMPTS[1]])
+    result = cli(*common, **KEY)
+    assert answered(result)["token_ids"] == until_stop(expected[PROMPTS[1]])
+    assert "carries between them" not in result.stderr
     for worker in workers:
         worker.process.terminate()
         log = worker.finish()[2]
@@ -431,12 +434,12 @@ STRANGERS = [
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc")
 @pytest.mark.parametrize("key", [{}, KEY], ids=["plain", "keyed"])
 def test_a_thousand_strangers_cost_no_memory_and_keep_nobody_out(
-    processes: Start, tmp_path: Path, key: dict[str, str]
+    processes: Start, cli: Cli, tmp_path: Path, key: dict[str, str]
 ) -> None:
     topology, (worker,) = start_workers(functools.partial(processes, **key), tmp_path, "0-29")
     node = load_topology(topology).node(None)
-    common = ("--topology", topology, "-n", 2, *GREEDY)
-    assert processes(*common, **key).finish()[0] == 0
+    common = ("--topology", topology, "--threads", 1, "-n", 2, "--json", *GREEDY)
+    answered(cli(*common, **key))
     status = Path(f"/proc/{worker.process.pid}/status")
     before = memory(status.read_text())["VmHWM"]
     with contextlib.ExitStack() as stack:
@@ -444,8 +447,7 @@ def test_a_thousand_strangers_cost_no_memory_and_keep_nobody_out(
             stranger = stack.enter_context(socket.create_connection((node.host, node.port)))
             with contextlib.suppress(OSError):
                 stranger.send(STRANGERS[i % len(STRANGERS)])
-        code, _, stderr = processes(*common, **key).finish()
-        assert code == 0, stderr
+        answered(cli(*common, **key))
     assert memory(status.read_text())["VmHWM"] <= before + 32 * 2**20
 
 
