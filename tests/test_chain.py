@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import PATIENT, cpu_thread, loaded_stage, serving
+from msgspec import structs
 from test_connection import soon
 from test_worker import HELLO, ask, forward, raw
 
@@ -181,7 +182,7 @@ async def node(tiny_model: Path) -> AsyncIterator[Node]:
 
 async def test_a_visit_that_nobody_makes_is_refused(node: Node) -> None:
     async with raw(node) as stranger:
-        answer = await ask(stranger, replace(HELLO, visit="0" * 32))
+        answer = await ask(stranger, structs.replace(HELLO, visit="0" * 32))
     assert answer == Goodbye("no master is here by that visit")
 
 
@@ -190,7 +191,7 @@ async def test_who_speaks_for_another_may_only_forward(node: Node) -> None:
         welcome = await ask(master, HELLO)
         assert isinstance(welcome, Welcome)
         async with raw(node) as peer:
-            greeting = await ask(peer, replace(HELLO, visit=welcome.visit))
+            greeting = await ask(peer, structs.replace(HELLO, visit=welcome.visit))
             assert isinstance(greeting, Welcome)
             assert greeting.visit == ""
             peer.say(forward((0, 0, 1)))
@@ -201,7 +202,7 @@ async def test_who_speaks_for_another_may_only_forward(node: Node) -> None:
 
 async def test_a_route_over_a_link_that_is_not_there(node: Node) -> None:
     async with raw(node, HELLO) as master:
-        nowhere = replace(forward((0, 0, 1)), route=(Hop(3, 3),))
+        nowhere = structs.replace(forward((0, 0, 1)), route=(Hop(3, 3),))
         assert await ask(master, nowhere) == Goodbye("there is no link 3 here")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from conftest import IMPATIENT, PATIENT, make_tiny_llama
+from msgspec import structs
 
 import cake
 from cake import master
@@ -207,7 +208,7 @@ def test_a_worker_that_will_not_do_is_explained(
         "",
         0.0,
     )
-    answer = reply if isinstance(reply, bytes) else wire(replace(good, **reply))
+    answer = reply if isinstance(reply, bytes) else wire(structs.replace(good, **reply))
     monkeypatch.setattr(master, "Patience", lambda **_: replace(PATIENT, handshake=0.3 if not answer else 20))
     with socket.create_server(("127.0.0.1", 0)) as server:
 

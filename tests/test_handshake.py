@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from cake.errors import NodeError, ProtocolError
 from cake.protocol.handshake import (
@@ -60,22 +61,22 @@ def test_a_master_accepts_what_it_knows_and_what_it_cannot_know(fingerprints: tu
 
 REFUSED = {
     "version": (
-        replace(WELCOME, version=VERSION + 1),
+        structs.replace(WELCOME, version=VERSION + 1),
         f"speaks protocol version {VERSION + 1}, this master {VERSION}",
     ),
-    "model": (replace(WELCOME, model="m2"), "serves another model .*is m2, here m1"),
+    "model": (structs.replace(WELCOME, model="m2"), "serves another model .*is m2, here m1"),
     "more spans": (
-        replace(WELCOME, spans=(*WELCOME.spans, SpanInfo(20, 21, "cc"))),
+        structs.replace(WELCOME, spans=(*WELCOME.spans, SpanInfo(20, 21, "cc"))),
         "serves blocks 0-5, 17, 20-21, but this topology says 0-5, 17",
     ),
-    "fewer spans": (replace(WELCOME, spans=WELCOME.spans[:1]), "serves blocks 0-5, but"),
-    "no spans": (replace(WELCOME, spans=()), "serves blocks none, but"),
+    "fewer spans": (structs.replace(WELCOME, spans=WELCOME.spans[:1]), "serves blocks 0-5, but"),
+    "no spans": (structs.replace(WELCOME, spans=()), "serves blocks none, but"),
     "other span": (
-        replace(WELCOME, spans=(SpanInfo(0, 4, "aa"), SpanInfo(17, 17, "bb"))),
+        structs.replace(WELCOME, spans=(SpanInfo(0, 4, "aa"), SpanInfo(17, 17, "bb"))),
         "serves blocks 0-4, 17, but",
     ),
     "weights": (
-        replace(WELCOME, spans=(SpanInfo(0, 5, "ab"), SpanInfo(17, 17, "bb"))),
+        structs.replace(WELCOME, spans=(SpanInfo(0, 5, "ab"), SpanInfo(17, 17, "bb"))),
         "the weights of its blocks 0-5 differ",
     ),
 }
@@ -91,13 +92,13 @@ def test_a_master_refuses(welcome: Welcome, reason: str) -> None:
 def test_a_master_refuses_a_span_that_is_none(first: int, last: int) -> None:
     """What comes over the wire is any two numbers."""
     with pytest.raises(NodeError, match="but this topology says 0-5, 17"):
-        check_welcome(replace(WELCOME, spans=(SpanInfo(first, last, ""),)), EXPECTED, ADDRESS)
+        check_welcome(structs.replace(WELCOME, spans=(SpanInfo(first, last, ""),)), EXPECTED, ADDRESS)
 
 
 def test_a_master_refuses_a_worker_that_takes_no_tokens() -> None:
     """It would otherwise cut prompts into chunks of nothing."""
     with pytest.raises(NodeError, match="worker 'attic'"):
-        check_welcome(replace(WELCOME, max_batch_tokens=0), EXPECTED, ADDRESS)
+        check_welcome(structs.replace(WELCOME, max_batch_tokens=0), EXPECTED, ADDRESS)
 
 
 @pytest.mark.parametrize(

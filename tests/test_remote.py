@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import torch
+from msgspec import structs
 from test_connection import soon
 
 from cake.chain import Chain
@@ -220,7 +221,7 @@ def says(message: Message) -> Callable[[Peer], Awaitable[None]]:
 
 
 def welcome(**changes: object) -> Welcome:
-    return Welcome(**{**vars(WELCOME), **changes})
+    return structs.replace(WELCOME, **changes)
 
 
 UNFIT = {

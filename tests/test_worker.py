@@ -9,13 +9,13 @@ import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import PATIENT, loaded_stage, serving
+from msgspec import structs
 from test_connection import soon, wire
 from test_remote import Peer
 
@@ -141,8 +141,11 @@ BEFORE_HELLO = {
     "empty forward first": (wire(forward()), "a forward message from the master is out of order"),
     "forward first": (wire(forward((0, 0, 1))), "a payload of 256 bytes is over the limit 0"),
     "goodbye first": (wire(Goodbye("oops")), "a goodbye message from the master is out of order"),
-    "other version": (wire(replace(HELLO, version=9)), f"speaks protocol version {VERSION}, the master"),
-    "other node": (wire(replace(HELLO, node="attic")), "this worker is 'porch', not 'attic'"),
+    "other version": (
+        wire(structs.replace(HELLO, version=9)),
+        f"speaks protocol version {VERSION}, the master",
+    ),
+    "other node": (wire(structs.replace(HELLO, node="attic")), "this worker is 'porch', not 'attic'"),
     "hello and forward at once": (wire(HELLO, forward()), "a forward message from the master is out of"),
 }
 WELCOME = Welcome(VERSION, "test", "porch", "m", (), "cpu", "float32", "float32", 512, 2048, "", 0.0)
@@ -356,7 +359,7 @@ async def test_what_comes_over_a_link_for_a_master_that_leaves_is_not_kept(
     async with serving(tiny_model, "porch", SPAN) as node, raw(node) as master:
         welcome = await ask(master, HELLO)
         assert isinstance(welcome, Welcome)
-        async with raw(node, replace(HELLO, visit=welcome.visit)) as worker:
+        async with raw(node, structs.replace(HELLO, visit=welcome.visit)) as worker:
             assert isinstance(await ask(master, forward((7, 0, 2))), Result)
             master.say(forward((7, 2, 3), hidden=zeros(1, 64)))  # nonsense, while the other goes on
             await soon(leaving.wait())

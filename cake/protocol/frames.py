@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import msgpack
-
 from cake.errors import ProtocolError
-from cake.protocol.messages import Buffer, Message, from_header, to_header
+from cake.protocol.codec import pack, unpack
+from cake.protocol.messages import Buffer, Message
 
 MAGIC = b"CAKE"
 KEYED_MAGIC = b"CAKETLS1"  # what a peer with a cluster key begins with, see `cluster_key`
@@ -35,9 +34,8 @@ MAX_HEADER = 64 * 1024
 
 def encode(message: Message) -> tuple[bytes, Buffer]:
     """The bytes of a message in two pieces, to be sent one after the other."""
-    header, payload = to_header(message)
-    packed: bytes = msgpack.packb(header)
-    return PREFIX.pack(MAGIC, len(packed), len(payload)) + packed, payload
+    header, payload = pack(message)
+    return PREFIX.pack(MAGIC, len(header), len(payload)) + header, payload
 
 
 class Frame(NamedTuple):
@@ -89,8 +87,8 @@ class FrameReader:
         if len(self._buffer) < end:
             return None
         n_bytes = end - self._start
-        header = _unpack(self._buffer[header_start:header_end])
-        return Frame(from_header(header, self._take(header_end, end)), n_bytes)
+        header = self._buffer[header_start:header_end]
+        return Frame(unpack(header, self._take(header_end, end)), n_bytes)
 
     def _check(self, header: int, payload: int) -> None:
         if header > self.limits.header:
@@ -109,10 +107,3 @@ class FrameReader:
 
 def _wrong_magic() -> ProtocolError:
     return ProtocolError("these bytes are not Cake's protocol (wrong magic)")
-
-
-def _unpack(header: Buffer) -> object:
-    try:
-        return msgpack.unpackb(header, strict_map_key=True)
-    except Exception as error:  # msgpack's own classes, ValueError, RecursionError, UnicodeError
-        raise ProtocolError("a frame's header is not msgpack") from error
