@@ -14,7 +14,7 @@ import contextlib
 import platform
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from cake.model.linear import Placement, Quantization
 from cake.model.llama import load_ends
 from cake.model.tokenizer import Tokenizer
 from cake.pipeline import Pipeline, open_pipeline
+from cake.protocol.messages import WireTensor
 from cake.protocol.tensors import from_wire, to_wire
 from cake.remote import Patience
 from cake.routes import Routes
@@ -135,7 +136,7 @@ class Travelling:
 
     def _travel(self, hidden: Tensor) -> Tensor:
         wire = to_wire(hidden, self._dtype)
-        return from_wire(replace(wire, data=bytearray(wire.data))).to(hidden.dtype)
+        return from_wire(WireTensor(wire.dtype, wire.shape, bytearray(wire.data))).to(hidden.dtype)
 
 
 async def open_halves(checkpoint: Checkpoint, threads: int) -> dict[str, Pipeline]:
