@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import signal
 import sys
 import threading
@@ -15,11 +16,17 @@ from cake.master import Master, message, show_text, tell
 from cake.report import Answer, closing_lines
 from cake.session import Session
 
+log = logging.getLogger(__name__)
+
 Message = dict[str, str]
 
 
 async def run_chat(master: Master, generator: Generator) -> None:
-    """Talk until Ctrl-D or the end of the input. Ctrl-C stops an answer."""
+    """Talk until Ctrl-D or the end of the input. Ctrl-C stops an answer.
+
+    So does an error. In both cases the history keeps what was shown, as the person has read it; a line
+    to which nothing was said because of an error is dropped.
+    """
     session = Session()
     history = master.system_messages()
     lines = _Lines()
@@ -29,6 +36,7 @@ async def run_chat(master: Master, generator: Generator) -> None:
     while (line := await lines.next()) is not None:
         if not line.strip():
             continue
+        n_before = len(session.ids)
         history.append(message("user", line))
         try:
             prompt = _prompt(master, generator, session, history)
@@ -36,13 +44,30 @@ async def run_chat(master: Master, generator: Generator) -> None:
             tell(f"{error}; this line was not sent")
             history.pop()
             continue
-        answer = Answer(len(prompt))
-        answering = asyncio.create_task(master.answer(generator, session, prompt, show_text, answer))
-        with _interrupting(answering), contextlib.suppress(asyncio.CancelledError):
-            await answering
+        answer = await _answer(master, generator, session, prompt)
+        if answer.error and not answer.token_ids:
+            tell(f"Error: {answer.error}; this line is forgotten")
+            history.pop()
+            if master.raw:
+                session.cut(n_before)
+            continue
         show_text("\n")
         history.append(message("assistant", answer.text))
         tell(closing_lines(answer, generator.pipeline).splitlines()[0])
+        if answer.error:
+            tell(f"Error: {answer.error}; the chat goes on with what there is of this answer")
+
+
+async def _answer(master: Master, generator: Generator, session: Session, prompt: list[int]) -> Answer:
+    """Show the answer, as far as it comes."""
+    answer = Answer(len(prompt))
+    answering = asyncio.create_task(master.answer(generator, session, prompt, show_text, answer))
+    try:
+        with _interrupting(answering), contextlib.suppress(asyncio.CancelledError):
+            await answering
+    except CakeError:
+        log.debug("the whole story", exc_info=True)
+    return answer
 
 
 def _prompt(master: Master, generator: Generator, session: Session, history: list[Message]) -> list[int]:

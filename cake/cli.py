@@ -142,7 +142,10 @@ POSITIVE = click.IntRange(min=1)
     help="Continue the prompt as it is, without the model's chat template.",
 )
 @click.option(
-    "--chat", is_flag=True, help="Keep talking (without --prompt); Ctrl-C stops an answer, Ctrl-D leaves."
+    "--chat",
+    is_flag=True,
+    help="Keep talking (without --prompt); Ctrl-C stops an answer, Ctrl-D leaves. An error ends an answer "
+    "and not the chat.",
 )
 @click.option(
     "-n",
@@ -273,7 +276,13 @@ POSITIVE = click.IntRange(min=1)
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write which stage worked when to this file, for ui.perfetto.dev or chrome://tracing.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the streamed text.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON object instead of the streamed text: text, token_ids, finish_reason (stop, length, "
+    "or error, with a line in error and the text so far) and figures.",
+)
 @DEBUG
 @click.version_option(__version__, prog_name="cake")
 @errors_in_one_line

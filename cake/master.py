@@ -12,6 +12,7 @@ from tqdm import tqdm
 from cake.budget import CacheBudget
 from cake.device import DeviceThread, choose_context, choose_placement
 from cake.draft import DraftModel, open_draft_checkpoint
+from cake.errors import CakeError
 from cake.generator import Generator, check_prompt
 from cake.model.sampling import SamplingParams
 from cake.model.tokenizer import Tokenizer
@@ -150,18 +151,18 @@ class Master:
         return NGrams if self.options.speculate == "ngram" else None
 
     async def answer_once(self, generator: Generator, prompt: list[int]) -> None:
-        """Answer and report, as text or as JSON."""
-        show = (lambda _: None) if self.options.as_json else show_text
+        """Answer and report, as text or as JSON; even if there is an error, of what was said before."""
+        as_text = not self.options.as_json
         answer = Answer(len(prompt))
         try:
-            await self.answer(generator, Session(), prompt, show, answer)
+            await self.answer(generator, Session(), prompt, show_text if as_text else _hide, answer)
         finally:
-            if answer.token_ids and not self.options.as_json:
+            if answer.token_ids and as_text:
                 show_text("\n")
-        if self.options.as_json:
-            print(json.dumps(as_json(answer, generator.pipeline), ensure_ascii=False), flush=True)
-        else:
-            tell(closing_lines(answer, generator.pipeline))
+            if answer.finish_reason and not as_text:
+                print(json.dumps(as_json(answer, generator.pipeline), ensure_ascii=False), flush=True)
+            elif answer.finish_reason and answer.token_ids:
+                tell(closing_lines(answer, generator.pipeline))
 
     async def answer(
         self,
@@ -171,7 +172,21 @@ class Master:
         show: Callable[[str], None],
         answer: Answer,
     ) -> None:
-        """Generate, showing each piece and writing it into `answer` as it comes."""
+        """Generate, showing each piece and writing it into `answer` as it comes, and the error at the end."""
+        try:
+            await self._generate(generator, session, prompt, show, answer)
+        except CakeError as error:
+            answer.finish_reason, answer.error = "error", str(error)
+            raise
+
+    async def _generate(
+        self,
+        generator: Generator,
+        session: Session,
+        prompt: list[int],
+        show: Callable[[str], None],
+        answer: Answer,
+    ) -> None:
         started = time.perf_counter()
         limit = self.options.max_tokens
         with tqdm(total=len(prompt), desc="prompt", unit="token", delay=2, leave=False) as bar:
@@ -224,6 +239,10 @@ def _first(*values: Any) -> Any:
 def message(role: str, content: str) -> dict[str, str]:
     """One message of a chat, as chat templates want it."""
     return {"role": role, "content": content}
+
+
+def _hide(text: str) -> None:
+    """Where JSON is printed in the end."""
 
 
 def show_text(text: str) -> None:

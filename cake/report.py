@@ -1,7 +1,7 @@
 """What a run reports: the topology table, the closing lines, the JSON object."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from cake.generator import FinishReason
 from cake.memory import peak_memory_bytes
@@ -20,7 +20,8 @@ class Answer:
     prompt_run: int = 0  # the rest was still in the stages' caches
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
+    finish_reason: FinishReason | Literal["error"] | None = None  # none while it goes on, or if interrupted
+    error: str = ""  # the line that says why it ended before its time
     proposed: int = 0  # tokens, by who guesses ahead
     accepted: int = 0
     first_token_s: float = 0.0
@@ -39,8 +40,8 @@ class Answer:
 
 
 def as_json(answer: Answer, pipeline: Pipeline) -> dict[str, Any]:
-    """The object that `--json` prints."""
-    return {
+    """The object that `--json` prints; it has an `error` only if there was one."""
+    told = {
         "text": answer.text,
         "prompt_tokens": answer.prompt_tokens,
         "token_ids": answer.token_ids,
@@ -53,6 +54,7 @@ def as_json(answer: Answer, pipeline: Pipeline) -> dict[str, Any]:
         "peak_memory_bytes": peak_memory_bytes(),
         "stages": [_stage_json(stage) for stage in pipeline.stages],
     }
+    return {**told, "error": answer.error} if answer.error else told
 
 
 def _stage_json(stage: Stage) -> dict[str, Any]:

@@ -229,13 +229,13 @@ def _heed_ctrl_c() -> None:
 
 
 class CakeProcess:
-    """A real `cake-cli` process."""
+    """A real `cake-cli` process; one with `--chat` listens to what the test says."""
 
     def __init__(self, *arguments: object, **environment: str) -> None:
         command = [sys.executable, "-m", "cake", *map(str, arguments), "--threads", "1"]
         self.process = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if "--chat" in arguments else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -244,6 +244,20 @@ class CakeProcess:
             preexec_fn=None if sys.platform == "win32" else _heed_ctrl_c,
         )
         self.stderr = ""
+
+    def say(self, line: str) -> None:
+        """Type a line."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+
+    def say_no_more(self) -> str:
+        """Ctrl-D; what it has shown and not been asked for."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.stdin = None  # that it is closed, `communicate` does not expect
+        return self.process.stdout.read()
 
     def wait_for(self, pattern: str) -> re.Match[str]:
         """Read stderr until a line matches; fails when it ends before."""

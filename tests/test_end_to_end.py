@@ -11,9 +11,9 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from conftest import PATIENT, CakeProcess, cpu_thread, greedy_ids, run, transfor
 from filelock import FileLock
 
 from cake import kernels
+from cake.generator import Generator, Piece
 from cake.model.tokenizer import Tokenizer
 from cake.pipeline import open_pipeline
 from cake.scheduler import Scheduler
@@ -341,6 +342,82 @@ def test_a_worker_that_does_not_come_back_ends_the_master_in_one_line(
     assert code == 2
     assert "lost worker 'worker0' at 127.0.0.1:" in stderr
     assert stderr.splitlines()[-1].startswith("Error: nobody has served blocks 0-29 for 1 s")
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+def test_an_answer_that_ends_with_an_error_is_not_lost(
+    processes: Start,
+    cli: Cli,
+    demo_model: Path,
+    tmp_path: Path,
+    expected: dict[str, list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    as_json: bool,
+) -> None:
+    topology, (worker,) = start_workers(processes, tmp_path, "0-29")
+
+    async def kill_after_five(self: Generator, *arguments: Any) -> AsyncIterator[Piece]:
+        async for piece in generate(self, *arguments):
+            yield piece
+            tokens.append(piece.token)
+            if len(tokens) == 5:
+                worker.process.kill()
+                worker.process.wait()
+
+    tokens: list[int] = []
+    generate = Generator.generate
+    monkeypatch.setattr(Generator, "generate", kill_after_five)
+    common = ("--topology", topology, "--threads", 1, "-n", N, "--raw", "--prompt", PROMPTS[1], *GREEDY)
+    result = cli(*common, "--rejoin-timeout", 0.5, *(["--json"] if as_json else []))
+    assert result.exit_code == 2
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("Error: nobody has served blocks 0-29 for ")
+    ids = expected[PROMPTS[1]][:5]
+    text = Tokenizer(demo_model).decode(ids)
+    if as_json:
+        told = json.loads(result.stdout)
+        assert (told["token_ids"], told["text"]) == (ids, text)
+        assert (told["finish_reason"], f"Error: {told['error']}") == ("error", line)
+    else:
+        assert result.stdout == text + "\n"
+        assert "5 tokens (error)" in result.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a port may not be bound again at once")
+def test_a_chat_outlives_a_worker(processes: Start, demo_model: Path, tmp_path: Path) -> None:
+    topology, (worker,) = start_workers(processes, tmp_path, "0-29")
+    address = load_topology(topology).node(None).address
+    chat = processes("--chat", "--topology", topology, "-n", 200, *GREEDY, "--rejoin-timeout", 1)
+    assert chat.process.stdout is not None
+    chat.say("What is 2+2?")
+    chat.wait_for(r"tokens \(stop\)")
+    first = chat.process.stdout.readline()
+    chat.say("Tell me a long story.")
+    story = chat.process.stdout.read(1)
+    worker.process.kill()
+    chat.wait_for(r"^\d+ tokens \(error\)")
+    chat.wait_for(
+        "^Error: nobody has served blocks 0-29 for 1 s .* goes on with what there is of this answer"
+    )
+    chat.say("Are you there?")
+    chat.wait_for("^Error: nobody has served blocks 0-29 for 1 s .* this line is forgotten")
+    options = ("--mode", "worker", "--topology", topology, "--address", address, "--dtype", "float32")
+    processes(*options)
+    chat.wait_for("worker 'worker0' is there")
+    chat.say("What is 3+3?")
+    length = int(chat.wait_for(r"tokens \((?:stop|length)\).* prompt of (\d+)")[1])
+    story, _, last = (story + chat.say_no_more()).rstrip("\n").rpartition("\n")
+    history = [
+        {"role": "system", "content": "You are a helpful AI assistant."},
+        {"role": "user", "content": "What is 2+2?"},
+        {"role": "assistant", "content": first.rstrip("\n")},
+        {"role": "user", "content": "Tell me a long story."},
+        {"role": "assistant", "content": story},
+        {"role": "user", "content": "What is 3+3?"},
+    ]
+    assert last
+    assert length == len(Tokenizer(demo_model).encode_chat(history))
+    assert chat.process.wait() == 0
 
 
 def test_a_worker_killed_in_mid_answer_costs_no_token(
