@@ -3,6 +3,7 @@
 Knows no scenario.
 """
 
+import asyncio
 import contextlib
 import itertools
 import statistics
@@ -94,7 +95,10 @@ class Bench:
     @contextlib.asynccontextmanager
     async def cluster(self, n_workers: int) -> AsyncIterator[Generator]:
         """A generator over fresh workers."""
-        with running_workers(self.checkpoint, n_workers, 1, self.placement) as topology:
+        workers = running_workers(self.checkpoint, n_workers, 1, self.placement)
+        with contextlib.ExitStack() as stack:
+            # In a thread: meanwhile another cluster's master must go on saying that it is alive.
+            topology = await asyncio.to_thread(stack.enter_context, workers)
             async with generator_over(topology, self.checkpoint, self.placement) as generator:
                 yield generator
 

@@ -30,8 +30,9 @@ def to_wire(tensor: Tensor, dtype: str | None = None) -> WireTensor:
     shape = tuple(tensor.shape)
     if dtype == "int8":
         return WireTensor("int8", shape, _to_int8(tensor.detach().cpu().float(), Int8Layout.of(shape)))
-    name = dtype or NAMES[tensor.dtype]
-    return WireTensor(name, shape, _bytes_of(tensor.to(DTYPES[name])))
+    own = NAMES[tensor.dtype]
+    name = dtype or own
+    return WireTensor(name, shape, _bytes_of(tensor if name == own else tensor.to(DTYPES[name])))
 
 
 def from_wire(wire: WireTensor) -> Tensor:
