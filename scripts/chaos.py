@@ -22,12 +22,18 @@ import torch
 from faults import FAULTS, Ending, Play, frozen, killed_with_replica, masters_killed
 from intruders import INTRUDERS, mutated_frames
 from shortage import chats_in_turn
+from uninvited import uninvited
 
 from cake.text import columns
 from cake.weights.checkpoint import open_checkpoint
 
 Fault = Callable[[Play], Awaitable[Ending]]
-EVERY: dict[str, Fault] = {**FAULTS, "12 chats in room for 3": chats_in_turn, **INTRUDERS}
+EVERY: dict[str, Fault] = {
+    **FAULTS,
+    "12 chats in room for 3": chats_in_turn,
+    **INTRUDERS,
+    "no cluster key": uninvited,
+}
 SHORTER: dict[Fault, Fault] = {
     killed_with_replica: partial(killed_with_replica, times=3),
     frozen: partial(frozen, seconds=14),

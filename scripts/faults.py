@@ -27,6 +27,7 @@ from cake.generator import Generator
 from cake.model.linear import Placement
 from cake.model.sampling import SamplingParams
 from cake.model.tokenizer import Tokenizer
+from cake.net.tls import Credentials
 from cake.pipeline import Pipeline, open_pipeline
 from cake.remote import Patience
 from cake.routes import Recovery
@@ -56,12 +57,13 @@ class Device:
     node: Node
     command: list[str]
     process: "subprocess.Popen[str] | None" = None
+    said: list[str] = field(default_factory=list)  # lines of its log
 
     def start(self) -> None:
         """Start it, and wait until it serves."""
         self.process = subprocess.Popen(self.command, stderr=subprocess.PIPE, text=True)
         port = served_port(self.process)
-        threading.Thread(target=_drain, args=[self.process.stderr], daemon=True).start()  # or it would block
+        threading.Thread(target=_drain, args=[self.process.stderr, self.said], daemon=True).start()
         self.node = Node(self.node.name, "127.0.0.1", port, self.node.spans, replica=self.node.replica)
         self.command[self.command.index("--address") + 1] = self.node.address
 
@@ -88,10 +90,10 @@ class Device:
         return int(status[1]) * 4096
 
 
-def _drain(stream: IO[str]) -> None:
+def _drain(stream: IO[str], said: list[str]) -> None:
+    """Or the process would block when the pipe is full."""
     with stream:
-        for _ in stream:
-            pass
+        said.extend(stream)
 
 
 @dataclass
@@ -123,12 +125,18 @@ class Play:
 
     @contextlib.asynccontextmanager
     async def master(
-        self, topology: Topology, recovery: Recovery | None = None, dead_after: float = 10
+        self,
+        topology: Topology,
+        recovery: Recovery | None = None,
+        dead_after: float = 10,
+        credentials: Credentials | None = None,
     ) -> AsyncIterator[Generator]:
         """A master in this process."""
         thread = DeviceThread(PLACEMENT, 1)
         patience = Patience(dead_after=dead_after)
-        pipeline = await open_pipeline(self.checkpoint, topology, thread, 1024, patience, recovery=recovery)
+        pipeline = await open_pipeline(
+            self.checkpoint, topology, thread, 1024, patience, recovery=recovery, credentials=credentials
+        )
         try:
             yield Generator(pipeline, Tokenizer(self.checkpoint.folder), frozenset())
         finally:

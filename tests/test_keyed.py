@@ -1,14 +1,13 @@
 """Keyed connections over real sockets: who gets through, and what those hear and learn who do not."""
 
 import asyncio
-import contextlib
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TypeAlias
 
 import pytest
+from meddler import Address, Side, between, record, repeat, swap_certificates
 from test_connection import soon, wire
 from test_messages import WELCOME
 from test_remote import Peer, fake
@@ -17,7 +16,7 @@ from cake.errors import CakeError, ClusterKeyError, ProtocolError
 from cake.net.connection import Connection, ConnectionLostError, connect
 from cake.net.keyed import WANTS_A_KEY, KeyedConnection, new_connection
 from cake.net.listener import bind, listen
-from cake.net.tls import Credentials, Tls, new_credentials
+from cake.net.tls import Credentials, new_credentials
 from cake.protocol.cluster_key import HEAD, Preface, read_head
 from cake.protocol.messages import VERSION, Forward, Goodbye, Hello, Message, WireSegment, WireTensor
 
@@ -28,7 +27,6 @@ MASTER, WORKER, STRANGER = (
     new_credentials("Tr0ub4dor&3 Tr0ub4dor&3"),
 )
 HELLO = Hello(VERSION, "test", "porch", "")
-Address: TypeAlias = tuple[str, int]
 
 
 async def at_once() -> None:
@@ -218,85 +216,11 @@ async def test_nothing_is_said_before_the_proof() -> None:
         assert isinstance(await worker.next(), ProtocolError)
 
 
-class Side:
-    """One side of a relay: TLS over a stream, with no manners of its own."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
-        self._plain = bytearray()
-
-    async def preface(self) -> Preface:
-        nonce, length = read_head(await self.reader.readexactly(HEAD.size))
-        return Preface(nonce, await self.reader.readexactly(length))
-
-    async def start_tls(self, own: Credentials, certificate: bytes, server: bool) -> None:
-        self._tls = Tls(own.context(certificate, server), server)
-        while True:
-            self.writer.write(self._tls.outgoing.read())
-            if self._tls.established:
-                return
-            self._plain += b"".join(map(bytes, self._tls.decrypt(await self.reader.read(4096))))
-
-    async def read(self, n_bytes: int) -> bytes:
-        while len(self._plain) < n_bytes:
-            data = await self.reader.read(4096)
-            if not data:
-                raise ConnectionLostError("it hung up")
-            self._plain += b"".join(map(bytes, self._tls.decrypt(data)))
-        data, self._plain = bytes(self._plain[:n_bytes]), self._plain[n_bytes:]
-        return data
-
-    def write(self, data: bytes) -> None:
-        self.writer.writelines(self._tls.encrypt(data))
-
-
-Behaviour: TypeAlias = Callable[[Side, Side], Awaitable[None]]
-
-
-@asynccontextmanager
-async def between(worker: Address, behave: Behaviour) -> AsyncIterator[Address]:
-    """Someone who sits between a master and a worker."""
-    tasks: list[asyncio.Task[None]] = []
-
-    async def sit(master: Side) -> None:
-        other = Side(*await asyncio.open_connection(*worker))
-        try:
-            with contextlib.suppress(OSError):
-                await behave(master, other)
-        finally:
-            master.writer.close()
-            other.writer.close()
-
-    def accept(*streams) -> None:
-        tasks.append(asyncio.create_task(sit(Side(*streams))))
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    try:
-        yield server.sockets[0].getsockname()
-        await soon(asyncio.gather(*tasks))
-    finally:
-        server.close()
-
-
-async def swap_certificates(master: Side, worker: Side) -> None:
-    """Give each a certificate of one's own, and read along; the nonces and proofs are theirs."""
-    theirs = await master.preface()
-    worker.writer.write(Preface(theirs.nonce, STRANGER.certificate).encode())
-    answer = await worker.preface()
-    master.writer.write(Preface(answer.nonce, STRANGER.certificate).encode())
-    await asyncio.gather(
-        master.start_tls(STRANGER, theirs.certificate, server=True),
-        worker.start_tls(STRANGER, answer.certificate, server=False),
-    )
-    worker.write(await master.read(64))
-    master.write(await worker.read(32))
-
-
 async def test_a_relay_that_swaps_the_certificates_is_found_out() -> None:
     """By the worker; the master, whose proof it was, hears nothing that the relay could not have said."""
     async with (
         door() as worker,
-        between(worker.address, swap_certificates) as address,
+        between(worker.address, swap_certificates(STRANGER)) as address,
         keyed(address) as master,
     ):
         with pytest.raises(ClusterKeyError, match="refuses this cluster key"):
@@ -337,20 +261,8 @@ async def test_a_relay_that_swaps_one_certificate_and_leaves_tls_alone() -> None
 async def test_a_recorded_handshake_opens_nothing() -> None:
     recorded: list[bytes] = []
 
-    async def carry(source: asyncio.StreamReader, target: asyncio.StreamWriter, keep: bool) -> None:
-        while data := await source.read(4096):
-            if keep:
-                recorded.append(data)
-            target.write(data)
-        target.close()
-
-    async def record(master: Side, worker: Side) -> None:
-        await asyncio.gather(
-            carry(master.reader, worker.writer, True), carry(worker.reader, master.writer, False)
-        )
-
     async with door() as worker:
-        async with between(worker.address, record) as address, keyed(address) as master:
+        async with between(worker.address, record(recorded)) as address, keyed(address) as master:
             await soon(master.prove_as_master("porch"))
             await master.send(HELLO)
             accepted = await worker.next()
@@ -360,9 +272,5 @@ async def test_a_recorded_handshake_opens_nothing() -> None:
             accepted.abort()
         assert b"porch" not in b"".join(recorded)
         async with raw(worker.address) as replayer:
-            replayer.writer.write(recorded[0])  # the preface
-            await soon(replayer.reader.readexactly(HEAD.size))
-            for data in recorded[1:]:
-                replayer.writer.write(data)
-            await replayer.gone()
+            await soon(repeat(recorded, replayer.reader, replayer.writer))
             assert isinstance(await worker.next(), ProtocolError)
