@@ -7,7 +7,7 @@ as what is chosen turns out as assumed.
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -19,16 +19,6 @@ OnProgress = Callable[[int], object]
 
 def nobody(n_tokens: int) -> None:
     """Who is told of progress when nobody wants to know."""
-
-
-class Replay(NamedTuple):
-    """What is run again: the tokens before `end`, and of the blocks only those before `block`.
-
-    The stages of the others hold them still.
-    """
-
-    end: int
-    block: int
 
 
 @dataclass(eq=False)
@@ -45,8 +35,7 @@ class Job:
     done: "asyncio.Future[Any]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     source: int | None = None  # the session to copy before the first part
     attempt: int = 0  # what belongs to an earlier one is of no use any more
-    replays: int = 0  # since a stage was lost, or it had to wait
-    replay: Replay | None = None  # none where all stages run what is sent
+    replayed: bool = False
     losses: int = 0  # of stages, while it was on its way
     follows: bool = False  # another job, of which it is not known yet whether its result is as assumed
     next: "Job | None" = None  # the one that follows this one
@@ -56,26 +45,16 @@ class Job:
         """Tokens that are still to be sent."""
         return len(self.ids) - self.sent
 
-    @property
-    def replaying(self) -> bool:
-        """Whether the next tokens are for some of the stages only."""
-        return self.replay is not None and self.sent < self.replay.end
-
     def take(self, most: int) -> "Part | None":
-        """The next at most `most` tokens; the last part has all rows whose logits are wanted.
-
-        A part is either for all stages or for none of those that hold its tokens.
-        """
-        length, block = min(self.missing, most), None
+        """The next at most `most` tokens; the last part has all rows whose logits are wanted."""
+        length = min(self.missing, most)
         if 0 < self.missing - length < self.wanted:
             length = self.missing - self.wanted
-        if self.replay is not None and self.replaying:
-            length, block = min(length, self.replay.end - self.sent), self.replay.block
         if not length:
             return None
         source, self.source = self.source, None
         self.sent += length
-        return Part(self, self.sent - length, length, self.attempt, source, block)
+        return Part(self, self.sent - length, length, self.attempt, source)
 
     def fail_next(self) -> None:
         """Nothing comes of those that follow: this one was not run when they were."""
@@ -95,7 +74,6 @@ class Part:
     length: int
     attempt: int
     source: int | None
-    block: int | None = None  # where it ends, if that is not behind the last
 
     @property
     def ids(self) -> list[int]:

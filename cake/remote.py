@@ -29,8 +29,6 @@ from cake.protocol.messages import (
     Result,
     Unlinked,
     Welcome,
-    WireSegment,
-    WireTensor,
 )
 from cake.stage import StageStats
 from cake.topology import Node
@@ -63,14 +61,9 @@ class RemoteWorker:
     """
 
     def __init__(
-        self,
-        node: Node,
-        connection: Connection,
-        welcome: Welcome,
-        hidden_size: int,
-        round_trip_s: float = 0.0,
+        self, node: Node, connection: Connection, welcome: Welcome, round_trip_s: float = 0.0
     ) -> None:
-        self.node, self.welcome, self.hidden_size = node, welcome, hidden_size
+        self.node, self.welcome = node, welcome
         self.clock_offset = time.perf_counter() - round_trip_s / 2 - welcome.clock
         self.round_trip_s = round_trip_s  # of the handshake
         self._connection = connection
@@ -202,22 +195,6 @@ class RemoteStage:
         """Free the sessions over there."""
         await self.worker.forget(sessions)
 
-    async def held(self, session: Hashable) -> int:
-        """How many tokens of the session are held over there. Raises `NodeError`.
-
-        A forward at the context's last position is refused with that number. Only where all before are held
-        is it run: then the next one overwrites it.
-        """
-        number, position = number_of(session), self.worker.welcome.context - 1
-        size = self.worker.hidden_size
-        nothing = WireTensor("bfloat16", (1, size), bytes(2 * size))
-        segments = (WireSegment(number, position, 1, number),)
-        try:
-            await self.worker.ask(Forward(next(NUMBERS), self.blocks.start, segments, (), (), nothing))
-        except SessionLostError as lost:
-            return lost.held
-        return position
-
 
 def number_of(session: Hashable) -> int:
     """A session's number on the wire."""
@@ -250,7 +227,7 @@ async def connect_worker(
         raise NodeError(f"worker {node.name!r} at {node.address} {reason}") from error
     connection.raise_limits(payload_limit(welcome.max_batch_tokens, expected.hidden_size))
     connection.keep_alive(patience.dead_after)
-    return RemoteWorker(node, connection, welcome, expected.hidden_size, round_trip_s)
+    return RemoteWorker(node, connection, welcome, round_trip_s)
 
 
 def _handshake_failure(error: BaseException) -> str | None:

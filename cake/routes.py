@@ -1,8 +1,7 @@
 """Routes: which stages the tokens of a session pass, chosen when it begins and anew when one is lost.
 
 Nodes that serve the same blocks share the sessions. A session that goes on along another route finds
-stages that hold nothing of it; they say so, and the scheduler runs its tokens again, as far as the last
-stage that lacks any.
+stages that hold nothing of it; they say so, and the scheduler runs its tokens again.
 """
 
 import asyncio
@@ -16,7 +15,7 @@ from torch import Tensor
 from cake.chain import Chain, link_stages
 from cake.cover import Offer, cheapest_cover
 from cake.crew import Crew
-from cake.errors import NodeError, NodeLostError
+from cake.errors import NodeLostError
 from cake.model.batch import Batch, Segment
 from cake.protocol.handshake import describe_spans
 from cake.remote import RemoteStage
@@ -45,25 +44,6 @@ class Route:
     def __init__(self, legs: Sequence[LocalStage | Chain]) -> None:
         self._legs = tuple(legs)
         self.stages = tuple(_stages_of(legs))
-        self._until: dict[int, Route] = {}  # the same, but ending earlier
-
-    def until(self, block: int) -> "Route":
-        """The stages that begin before `block`."""
-        if block not in self._until:
-            legs = [_leg_until(leg, block) for leg in self._legs]
-            self._until[block] = Route([leg for leg in legs if leg])
-        return self._until[block]
-
-    async def held(self, session: Hashable) -> list[int]:
-        """How many tokens of the session each stage holds; who cannot say holds none."""
-
-        async def of(stage: AnyStage) -> int:
-            try:
-                return await stage.held(session)
-            except NodeError:
-                return 0
-
-        return await asyncio.gather(*map(of, self.stages))
 
     @property
     def alive(self) -> bool:
@@ -81,7 +61,7 @@ class Route:
         return sum(leg.network_s for leg in self._legs if isinstance(leg, Chain))
 
     async def forward(self, batch: Batch) -> Tensor:
-        """Run the batch through its blocks; hidden states `[n_tokens, hidden_size]`."""
+        """Run the batch through all blocks; hidden states `[n_tokens, hidden_size]`."""
         for leg in self._legs:
             batch = Batch((await leg.forward(batch)).hidden, batch.segments)
         return batch.hidden
@@ -151,19 +131,6 @@ class Routes:
         """The session is over; the stages that may hold something of it."""
         route = self._of_session.pop(session, None)
         return route.stages if route else ()
-
-    async def lacking(self, session: Hashable, n_tokens: int) -> tuple[int, int | None]:
-        """How many of a session's first `n_tokens` all stages hold, and until which block some lack more.
-
-        None for the block where that is the end of all.
-        """
-        route = self._of_session.get(session)
-        if route is None:
-            return 0, None
-        counts = await route.held(session)
-        ends = [stage.blocks.stop for stage, n in zip(route.stages, counts, strict=True) if n < n_tokens]
-        end = max(ends, default=self._n_blocks)
-        return min(n_tokens, *counts), end if end < self._n_blocks else None
 
     async def mend(self) -> None:
         """Wait until every block is served. Raises `NodeLostError` when that takes too long."""
@@ -251,12 +218,6 @@ class Routes:
 
 def _is_leaving(stage: AnyStage) -> bool:
     return isinstance(stage, RemoteStage) and stage.worker.leaving
-
-
-def _leg_until(leg: LocalStage | Chain, block: int) -> LocalStage | Chain | None:
-    if isinstance(leg, Chain):
-        return leg.until(block)
-    return leg if leg.blocks.start < block else None
 
 
 def _stages_of(legs: Sequence[LocalStage | Chain]) -> Iterator[AnyStage]:

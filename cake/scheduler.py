@@ -14,13 +14,13 @@ Knows nothing of text, and of sampling only as a function that it calls.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from torch import Tensor
 
 from cake.errors import NodeLostError, SessionLostError
-from cake.job import Job, OnProgress, Part, Replay, choices, nobody
+from cake.job import Job, OnProgress, Part, choices, nobody
 from cake.model.batch import Segment
 from cake.session import Session
 from cake.turns import Turns
@@ -42,11 +42,7 @@ class Stages(Protocol):
     @property
     def max_batch_tokens(self) -> int: ...
 
-    async def forward(
-        self, ids: Sequence[int], segments: Sequence[Segment], until: Mapping[Hashable, int]
-    ) -> Tensor: ...
-
-    async def lacking(self, session: Hashable, n_tokens: int) -> tuple[int, int | None]: ...
+    async def forward(self, ids: Sequence[int], segments: Sequence[Segment]) -> Tensor: ...
 
     async def mend(self) -> None: ...
 
@@ -100,11 +96,9 @@ class Scheduler:
         """Run the ids that the stages lack, and the proposals behind them.
 
         The job is done with what `choice` makes of the logits of the last id and of each proposal; it
-        runs in the device's thread. A stage that lost the session (it answers so) gets again what it
-        lacks, and so do those before it, whose results it needs; those behind it, only what they lack
-        themselves. If that was in vain all get all ids, once, and once more when one of the other sessions
-        has made room; where a stage itself is lost, the pipeline is mended first. At most one job of a
-        session at a time, but for those that follow it.
+        runs in the device's thread. A stage that lost the session (it answers so) gets all ids again,
+        once, and once more when one of the other sessions has made room; where a stage itself is lost,
+        the pipeline is mended first. At most one job of a session at a time, but for those that follow it.
         """
         ids, wanted = [*session.ids, *proposals], len(proposals) + 1
         chunk = self._chunk_for(len(ids) - session.held, wanted)
@@ -129,8 +123,7 @@ class Scheduler:
         return min(max(chunk, wanted), self._pipeline.max_batch_tokens)
 
     def _queue(self, job: Job) -> None:
-        few = job.missing <= FEW_TOKENS and not job.replaying  # which go in one part
-        (self._few if few else self._prompts).append(job)
+        (self._few if job.missing <= FEW_TOKENS else self._prompts).append(job)
         self._pump_soon()
 
     def _pump_soon(self) -> None:
@@ -209,19 +202,16 @@ class Scheduler:
         """Through the stages, then choose; whatever happens reaches those who wait."""
         batch = [token for part in parts for token in part.ids]
         segments = [part.segment for part in parts]
-        until: dict[Hashable, int] = {
-            part.job.session.number: part.block for part in parts if part.block is not None
-        }
         try:
             try:
-                hidden = await self._pipeline.forward(batch, segments, until)
+                hidden = await self._pipeline.forward(batch, segments)
             finally:  # before the head: the stages shall not wait for it
                 self._travelling -= _needs_room(parts)
                 self._choosing += n_few
                 self._pump_soon()
             await self._finish(parts, hidden)
         except SessionLostError as error:
-            await self._again(parts, error)
+            self._again(parts, error)
         except NodeLostError as error:
             await self._mend(parts, error)
         except Exception as error:
@@ -245,7 +235,7 @@ class Scheduler:
                 continue
             session = part.job.session
             session.held, session.source = min(part.position + part.length, len(session.ids)), None
-            if not part.job.replays:
+            if not part.job.replayed:
                 part.job.on_progress(part.length)
             if part.last:
                 jobs.append(part.job)
@@ -262,48 +252,26 @@ class Scheduler:
             else:
                 job.done.set_exception(error)
 
-    async def _again(self, parts: list[Part], error: SessionLostError) -> None:
-        """A stage lost a session and did nothing: the others are sent as before, then that is replayed."""
+    def _again(self, parts: list[Part], error: SessionLostError) -> None:
+        """A stage lost a session and did nothing: send that from its beginning, the others as before."""
         named = {part.job.session.number for part in parts} & {error.session}
-        lost: list[Job] = []
         for part in parts:
             job = part.job
             if part.stale:
                 continue
             job.fail_next()
+            lost = not named or job.session.number == error.session  # who names none has lost all
+            again = lost and job.session.lose()
             if job.follows:
                 job.done.set_result(None)
-            elif named and job.session.number != error.session:  # who names none has lost all
-                self._restart(job)
-            else:
+            elif again and self._turns.wait(job):
                 self._withdraw(job)
-                lost.append(job)
-        for job in lost:
-            await self._replay(job, error)
-
-    async def _replay(self, job: Job, error: SessionLostError) -> None:
-        """Send again what stages lack of a lost session; all of it, if it is lost once more."""
-        session, before, first = job.session, job.replay, not job.replays
-        n_tokens = max(session.held, before.end if before else 0)  # that the stages held
-        again = session.lose()
-        held, block = 0, None
-        if first and n_tokens:
-            try:
-                held, block = await self._pipeline.lacking(session.number, n_tokens)
-            except Exception as failure:
-                if not job.done.done():
-                    job.done.set_exception(failure)
-            if job.done.done():
-                return
-        session.held = held
-        job.replay = None if block is None else Replay(n_tokens, block)
-        if again and self._turns.wait(job):
-            job.replays = 0
-        elif not first and before is None:
-            job.done.set_exception(error)
-        else:
-            job.replays += 1
-            self._restart(job)
+                job.replayed = False
+            elif lost and job.replayed:
+                job.done.set_exception(error)
+            else:
+                job.replayed = job.replayed or lost
+                self._restart(job)
 
     async def _mend(self, parts: list[Part], error: NodeLostError) -> None:
         """A stage is gone. When its blocks are served again, send what was on its way once more.
@@ -325,7 +293,7 @@ class Scheduler:
             if part.job.follows:
                 part.job.done.set_result(None)
                 continue
-            part.job.replays = 0
+            part.job.replayed = False
             self._restart(part.job)
 
     def _withdraw(self, job: Job) -> None:

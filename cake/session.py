@@ -19,7 +19,7 @@ class Session:
     held: int = 0
     number: int = field(default_factory=itertools.count().__next__)  # unique in this process
     source: int | None = None
-    lost_at: int | None = None  # its length when a stage was last found to have lost it
+    lost_at: int | None = None  # its length when the stages were last found to hold nothing of it
 
     def shared(self, ids: Sequence[int]) -> int:
         """How many of `ids` need not be run again: not the last, whose logits are wanted."""
@@ -41,7 +41,7 @@ class Session:
         self.ids, self.held = self.ids[:length], min(self.held, length)
 
     def lose(self) -> bool:
-        """A stage has lost it, and others may have; whether that comes again before it has got far."""
+        """The stages hold nothing of it any more; whether that comes again before it has got far."""
         again = self.lost_at is not None and len(self.ids) - self.lost_at < FAR
         self.held, self.source, self.lost_at = 0, None, len(self.ids)
         return again

@@ -181,14 +181,6 @@ class LocalStage:
         """Free the caches of these sessions, after the forwards that were asked for before."""
         await self._thread.run(self._drop, tuple(sessions))
 
-    async def held(self, session: Hashable) -> int:
-        """How many tokens of the session are held, after the forwards that were asked for before."""
-        return await self._thread.run(self._held, session)
-
-    def _held(self, session: Hashable) -> int:
-        cache = self._caches.get(session)
-        return cache.length if cache else 0
-
     def _drop(self, sessions: tuple[Hashable, ...]) -> None:
         for session in sessions:
             self._caches.pop(session, None)
@@ -253,7 +245,8 @@ class LocalStage:
         if end > self.context:
             raise CakeError(f"{end} tokens do not fit into the context of {self.context} (--context)")
         self._budget.check(end)
-        held = self._held(segment.session if segment.source is None else segment.source)
+        cache = self._caches.get(segment.session if segment.source is None else segment.source)
+        held = cache.length if cache else 0
         if held < segment.position:
             raise SessionLostError(segment.session, held)
 

@@ -129,46 +129,6 @@ async def test_what_a_later_stage_has_lost_reaches_the_master(tiny_model: Path) 
             await run([chain], 0, states(513))
 
 
-async def test_a_worker_says_how_much_it_holds_and_changes_nothing(
-    tiny_model: Path, every_block: LocalStage
-) -> None:
-    async with three(tiny_model) as stages:
-        (chain,) = await soon(link_stages(stages))
-        await run([chain], 0, states(4))
-        await stages[1].forget([7])
-        assert [await soon(stage.held(7)) for stage in stages] == [4, 0, 4]
-        assert await soon(stages[0].held(8)) == 0
-        await run([chain.until(1)], 0, states(511), session=8)
-        assert await soon(stages[0].held(8)) == 511, "a session that is full"
-        await run([chain.until(3)], 0, states(4))
-        await whole(every_block, 0, states(4))
-        assert torch.equal(await run([chain], 4, states(1)), await whole(every_block, 4, states(1)))
-        assert [stage.stats.tokens for stage in stages] == [9 + 511, 9, 5]
-        assert [await soon(stage.held(7)) for stage in stages] == [5, 5, 5]
-        await stages[2].worker.close()
-        with pytest.raises(NodeError):
-            await stages[2].held(7)
-
-
-async def test_a_chain_may_end_at_any_of_its_stages(tiny_model: Path, every_block: LocalStage) -> None:
-    async with three(tiny_model) as stages:
-        (chain,) = await soon(link_stages(stages))
-        assert chain.until(0) is None
-        names = [[stage.node for stage in chain.until(block).stages] for block in range(1, 7)]
-        assert names == [
-            ["w0"],
-            ["w0"],
-            ["w0", "w1"],
-            ["w0", "w1", "w2"],
-            ["w0", "w1", "w2"],
-            ["w0", "w1", "w2"],
-        ]
-        apart = [Chain([stage]) for stage in stages[:2]]
-        assert torch.equal(
-            await run([chain.until(3)], 0, states(5)), await run(apart, 0, states(5), session=8)
-        )
-
-
 async def test_a_session_that_begins_as_a_copy(tiny_model: Path, every_block: LocalStage) -> None:
     async with three(tiny_model) as stages:
         (chain,) = await soon(link_stages(stages))

@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -15,7 +14,6 @@ from relay import Relay
 
 from cake.errors import NodeLostError
 from cake.generator import Generator
-from cake.model.batch import Batch
 from cake.model.sampling import SamplingParams
 from cake.net.connection import Connection
 from cake.net.tls import Credentials
@@ -25,7 +23,6 @@ from cake.protocol.messages import Link
 from cake.remote import Patience, RemoteWorker
 from cake.routes import Recovery
 from cake.session import Session
-from cake.stage import Computed, LocalStage
 from cake.topology import Node, Topology
 from cake.visit import Service
 from cake.visit import connect_peer as really_connect
@@ -108,46 +105,6 @@ async def test_a_replica_goes_on_where_a_worker_was_lost(
         tokens = {stage.node: stage.stats.tokens for stage in pipeline.stages}
         assert tokens["second"] >= 9
         assert tokens["spare"] >= N - 9
-
-
-THIRDS = {"first": range(0, 2), "second": range(2, 4), "third": range(4, 6)}
-
-
-@pytest.mark.parametrize("sampling", ["greedy", "sampled"])
-@pytest.mark.parametrize("lost", range(3))
-async def test_workers_behind_the_last_one_that_was_lost_do_not_compute_again(
-    tiny_model: Path,
-    expected: dict[str, list[int]],
-    monkeypatch: pytest.MonkeyPatch,
-    lost: int,
-    sampling: str,
-) -> None:
-    computed: Counter[int] = Counter()  # tokens, as the workers count them
-
-    def compute(self: LocalStage, batch: Batch) -> Computed:
-        result = really_compute(self, batch)
-        computed[self.blocks.start] += len(batch.hidden)
-        return result
-
-    really_compute = LocalStage._compute
-    monkeypatch.setattr(LocalStage, "_compute", compute)
-    async with AsyncExitStack() as stack:
-        dying = AsyncExitStack()
-        nodes = []
-        for i, (name, span) in enumerate(THIRDS.items()):
-            where = dying if i == lost else stack
-            nodes.append(await where.enter_async_context(serving(tiny_model, name, span)))
-        spare = await stack.enter_async_context(serving(tiny_model, "spare", nodes[lost].spans[0]))
-        pipeline = await stack.enter_async_context(
-            master_over(tiny_model, *nodes, replace(spare, replica=True))
-        )
-        how = GREEDY if sampling == "greedy" else SAMPLED
-        ids = await ids_with(pipeline, lambda n: dying.aclose() if n == 9 else None, how)
-        assert ids == expected[sampling]
-    usual, replayed = len(PROMPT) + N - 1, len(PROMPT) + 8
-    more = [computed[span.start] - usual for span in THIRDS.values()]
-    in_vain = 1  # the spare one said only then that it holds nothing
-    assert more == [replayed + in_vain] * lost + [replayed] + [0] * (2 - lost)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Continuous batching, over a pipeline of which the test decides when a batch comes through."""
 
 import asyncio
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -22,24 +22,14 @@ class Gate:
         self.n_stages = n_stages
         self.waiting: list[tuple[list[Segment], asyncio.Future[None]]] = []
         self.seen: list[list[tuple[int, int]]] = []  # (position, length) of each batch's segments
-        self.until: list[dict[Hashable, int]] = []  # blocks at which sessions of a batch end
-        self.lacks: list[tuple[int, int | None]] = []  # what to say is lacking; else all
-        self.asked: list[int] = []  # how many tokens the stages are thought to hold
         self.mended = asyncio.Event()
 
-    async def forward(
-        self, ids: Sequence[int], segments: Sequence[Segment], until: Mapping[Hashable, int]
-    ) -> Tensor:
+    async def forward(self, ids: Sequence[int], segments: Sequence[Segment]) -> Tensor:
         self.seen.append([(s.position, s.length) for s in segments])
-        self.until.append(dict(until))
         through: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.waiting.append((list(segments), through))
         await through
         return torch.tensor(ids, dtype=torch.float32)[:, None]
-
-    async def lacking(self, session: Hashable, n_tokens: int) -> tuple[int, int | None]:
-        self.asked.append(n_tokens)
-        return self.lacks.pop(0) if self.lacks else (0, None)
 
     async def mend(self) -> None:
         await self.mended.wait()
@@ -182,92 +172,6 @@ async def test_a_lost_session_is_sent_again_and_the_others_of_its_batch_go_on() 
     assert (first.result(), second.result()) == (FEW_TOKENS + 3, 8)
     assert lost.held == FEW_TOKENS + 4
     assert told == [], "a replay is no progress"
-
-
-async def test_stages_that_hold_a_lost_sessions_tokens_do_not_get_them_again() -> None:
-    gate = Gate(1)
-    scheduler, session = Scheduler(gate, chunk=64), Session(list(range(101)), held=100)
-    gate.lacks = [(10, 3)]
-    done = asyncio.create_task(scheduler.run(session, last))
-    await gate.let(SessionLostError(session.number, 10))
-    assert gate.asked == [100]
-    for _ in range(3):
-        await gate.let()
-    assert gate.seen[1:] == [[(10, 64)], [(74, 26)], [(100, 1)]], "no part is for all stages and for some"
-    assert gate.until[1:] == [{session.number: 3}, {session.number: 3}, {}]
-    assert (done.result(), session.held) == (100, 101)
-
-
-async def test_a_short_replay_goes_in_parts_too() -> None:
-    gate = Gate(2)
-    scheduler, session = Scheduler(gate), Session([1, 2, 3, 4], held=3)
-    gate.lacks = [(0, 3)]
-    done = asyncio.create_task(scheduler.run(session, last, [5, 6]))
-    await gate.let(SessionLostError(session.number, 0))
-    assert gate.seen[1:] == [[(0, 3)], [(3, 3)]]
-    await gate.let()
-    await gate.let()
-    assert gate.until[1:] == [{session.number: 3}, {}]
-    assert done.result() == 6
-
-
-async def test_tokens_of_others_ride_along_with_a_replay_through_all_stages() -> None:
-    gate = Gate(1)
-    scheduler, lost, other = Scheduler(gate), Session(list(range(31)), held=30), Session([50])
-    gate.lacks = [(0, 3)]
-    first, second = scheduler.start(lost, last), scheduler.start(other, last)
-    await gate.let(SessionLostError(lost.number, 0))
-    await gate.let()
-    while not first.done.done():
-        await gate.let()
-    assert [until for until in gate.until if until] == [{lost.number: 3}]
-    assert (first.done.result(), second.done.result()) == (30, 50)
-
-
-async def test_a_replay_goes_on_where_it_was_when_a_stage_is_lost() -> None:
-    gate = Gate(1)
-    scheduler, session = Scheduler(gate, chunk=64), Session(list(range(101)), held=100)
-    gate.lacks = [(0, 3), (0, 5)]
-    job = scheduler.start(session, last)
-    gate.mended.set()
-    await gate.let(SessionLostError(session.number, 0))
-    await gate.let()
-    await gate.let(NodeLostError("the worker is gone"))
-    assert (gate.seen[-1], gate.until[-1]) == ([(64, 36)], {session.number: 3})
-    await gate.let(SessionLostError(session.number, 0))
-    assert gate.asked == [100, 100], "what the stages behind hold is not forgotten"
-    for _ in range(3):
-        await gate.let()
-    assert gate.until[-3:] == [{session.number: 5}, {session.number: 5}, {}]
-    assert job.done.result() == 100
-
-
-async def test_a_session_lost_again_behind_a_replay_is_run_through_all_stages() -> None:
-    gate = Gate(1)
-    scheduler, session = Scheduler(gate), Session(list(range(31)), held=30)
-    gate.lacks = [(0, 3)]
-    job = scheduler.start(session, last)
-    await gate.let(SessionLostError(session.number, 0))
-    await gate.let()
-    await gate.let(SessionLostError(session.number, 0))
-    assert (gate.seen[-1], gate.until[-1]) == ([(0, 31)], {})
-    await gate.let(SessionLostError(session.number, 0))
-    with pytest.raises(SessionLostError):
-        job.done.result()
-
-
-async def test_who_leaves_while_it_is_asked_what_is_lacking_is_sent_no_more() -> None:
-    gate = Gate(1)
-    scheduler, session = Scheduler(gate), Session([1, 2], held=1)
-    job = scheduler.start(session, last)
-
-    async def leaves(number: Hashable, n_tokens: int) -> tuple[int, int | None]:
-        job.done.cancel()
-        return 1, None
-
-    gate.lacking = leaves  # type: ignore[method-assign]
-    await gate.let(SessionLostError(session.number, 0))
-    assert (len(gate.seen), session.held) == (1, 0)
 
 
 async def test_a_session_lost_twice_with_nobody_beside_it_is_an_error_of_its_own() -> None:
