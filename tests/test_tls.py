@@ -58,7 +58,7 @@ def test_bytes_arrive_as_they_were_however_they_are_cut(pair, n_bytes: int) -> N
         sent = b"".join(sender.encrypt(memoryview(data)))
         got = b"".join(bytes(p) for cut in in_pieces(sent, rng) for p in receiver.decrypt(cut))
         assert got == data
-        assert data[:64] not in sent or not data
+        assert data[:64] not in sent or len(data) < 64  # few bytes are there by chance
 
 
 def test_another_certificate_is_not_trusted(pair) -> None:
