@@ -1,24 +1,15 @@
 """The commands: options become dataclasses, then one call. Heavy imports wait until then."""
 
-import contextlib
-import functools
 import logging
-import math
-import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from cake import __version__
+from cake.command import DEBUG, POSITIVE, SETTINGS, FiniteRange, errors_in_one_line, read_size, set_up_output
 from cake.errors import CakeError
 from cake.options import ComputeOptions, MasterOptions, SamplingOptions, WorkerOptions
-from cake.text import parse_bytes
-
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 EXAMPLES = """\b
 Examples:
@@ -32,61 +23,6 @@ Examples:
 
 The text goes to stdout, everything else to stderr.
 """
-
-
-def errors_in_one_line(command: Callable[..., None]) -> Callable[..., None]:
-    """What a person can mend ends in one line and exit code 2; `--debug` shows the traceback."""
-
-    @functools.wraps(command)
-    def run(debug: bool, **options: Any) -> None:
-        try:
-            command(debug=debug, **options)
-        except CakeError as error:
-            if debug:
-                logging.getLogger(__name__).exception("the whole story")
-            click.echo(f"Error: {error}", err=True)
-            sys.exit(EXIT_BAD_INPUT)
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            sys.exit(EXIT_INTERRUPTED)
-        except BrokenPipeError:  # whoever read our output has had enough of it
-            _drop_stdout()
-        except OSError as error:
-            _drop_stdout()
-            click.echo(f"Error: {error}", err=True)
-            sys.exit(EXIT_BAD_INPUT)
-
-    return run
-
-
-def _drop_stdout() -> None:
-    """What is still buffered can go nowhere; at exit Python would complain of it."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-class FiniteRange(click.FloatRange):
-    """A range that knows that nan is in none."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The number; fails for nan and the infinities too."""
-        number: float = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
-
-
-def read_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """A size with its unit, in bytes."""
-    try:
-        return None if value is None else parse_bytes(value)
-    except ValueError as error:
-        raise click.BadParameter(f"{error}.", ctx, param) from error
-
-
-DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks and the debug log.")
-SETTINGS = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
-POSITIVE = click.IntRange(min=1)
 
 
 @click.command(epilog=EXAMPLES, context_settings=SETTINGS)
@@ -292,7 +228,7 @@ def main(mode: str, debug: bool, **options: Any) -> None:
     Each worker serves a span of the model's transformer blocks; the master reads the prompt, sends
     hidden states through the workers, and prints the text that one machine would have written.
     """
-    _set_up_output(debug, logging.INFO if mode == "worker" else logging.WARNING)
+    set_up_output(debug, logging.INFO if mode == "worker" else logging.WARNING)
     if options["cpu"] and options["device"] not in (None, "cpu"):
         raise CakeError(f"--cpu and --device {options['device']} contradict one another; choose one")
     compute = ComputeOptions(
@@ -377,23 +313,7 @@ def split_model(model_path: str, topology: Path, output: Path, debug: bool) -> N
       cake-cli --mode worker --model OUTPUT/worker0-node --address 0.0.0.0:10128
       cake-cli --model OUTPUT/master-node
     """
-    _set_up_output(debug, logging.WARNING)
+    set_up_output(debug, logging.WARNING)
     from cake.weights.split import split
 
     split(model_path, topology, output)
-
-
-def _set_up_output(debug: bool, level: int) -> None:
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.WARNING,
-        format="%(asctime)s %(message)s",
-        datefmt="%H:%M:%S",
-        force=True,
-    )
-    logging.getLogger("cake").setLevel(logging.DEBUG if debug else level)
-    if sys.stdout is None:  # closed by whoever started us
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8")  # a pipe on Windows would choke on most scripts

@@ -12,7 +12,6 @@ from tqdm import tqdm
 from cake.budget import CacheBudget
 from cake.device import DeviceThread, choose_context, choose_placement
 from cake.draft import DraftModel, open_draft_checkpoint
-from cake.errors import CakeError
 from cake.generator import Generator, check_prompt
 from cake.model.sampling import SamplingParams
 from cake.model.tokenizer import Tokenizer
@@ -173,23 +172,10 @@ class Master:
         answer: Answer,
     ) -> None:
         """Generate, showing each piece and writing it into `answer` as it comes, and the error at the end."""
-        try:
-            await self._generate(generator, session, prompt, show, answer)
-        except CakeError as error:
-            answer.finish_reason, answer.error = "error", str(error)
-            raise
-
-    async def _generate(
-        self,
-        generator: Generator,
-        session: Session,
-        prompt: list[int],
-        show: Callable[[str], None],
-        answer: Answer,
-    ) -> None:
         started = time.perf_counter()
         limit = self.options.max_tokens
-        with tqdm(total=len(prompt), desc="prompt", unit="token", delay=2, leave=False) as bar:
+        bar = tqdm(total=len(prompt), desc="prompt", unit="token", delay=2, leave=False)
+        with answer.told_of_errors(), bar:
 
             def count(n_tokens: int) -> None:
                 answer.prompt_run += n_tokens

@@ -1,8 +1,11 @@
 """What a run reports: the topology table, the closing lines, the JSON object."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from cake.errors import CakeError
 from cake.generator import FinishReason
 from cake.memory import peak_memory_bytes
 from cake.pipeline import Pipeline
@@ -37,6 +40,15 @@ class Answer:
         """Tokens per second after the first."""
         seconds = self.last_token_s - self.first_token_s
         return (len(self.token_ids) - 1) / seconds if seconds > 0 else 0.0
+
+    @contextlib.contextmanager
+    def told_of_errors(self) -> Iterator[None]:
+        """Whatever error comes is what it ends with; it goes on to whoever can do something about it."""
+        try:
+            yield
+        except CakeError as error:
+            self.finish_reason, self.error = "error", str(error)
+            raise
 
 
 def as_json(answer: Answer, pipeline: Pipeline) -> dict[str, Any]:

@@ -7,7 +7,6 @@ answered to that visit's master.
 
 import asyncio
 import contextlib
-import functools
 import logging
 import secrets
 import time
@@ -15,14 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cake.device import StoppedError
-from cake.errors import CakeError, ClusterKeyError, NodeError, ProtocolError, SessionLostError
+from cake.errors import CakeError, ClusterKeyError, ProtocolError, SessionLostError
+from cake.links import Links
 from cake.model.batch import Segment
 from cake.net.admission import Admission
-from cake.net.connection import DEAD_AFTER_S, MAX_REASON, Connection, ConnectionLostError, connect
-from cake.net.keyed import KeyedConnection, new_connection
+from cake.net.connection import DEAD_AFTER_S, Connection, ConnectionLostError
+from cake.net.keyed import KeyedConnection
 from cake.net.tls import Credentials
 from cake.protocol.frames import Frame
-from cake.protocol.handshake import MAX_BATCH_TOKENS, SOFTWARE, check_hello, hello, payload_limit, span_infos
+from cake.protocol.handshake import MAX_BATCH_TOKENS, SOFTWARE, check_hello, payload_limit, span_infos
 from cake.protocol.messages import (
     VERSION,
     Failed,
@@ -32,12 +32,10 @@ from cake.protocol.messages import (
     Hello,
     Leaving,
     Link,
-    Linked,
     Lost,
     Message,
     Result,
     StageReport,
-    Unlinked,
     Welcome,
     WireSegment,
 )
@@ -47,9 +45,7 @@ log = logging.getLogger(__name__)
 
 HANDSHAKE_S = 5.0
 REFUSAL_S = 0.25  # more than a handshake takes: when one fails does not tell where
-LINK_S = 5.0
 MAX_SESSIONS = 1024  # of one master; each holds at most the context's tokens
-MAX_LINKS = 64
 
 
 @dataclass(frozen=True)
@@ -101,9 +97,7 @@ class Visit:
         self._admission = admission
         self._service, self._number, self._of_masters = service, number, of_masters
         self._name = secrets.token_hex(16)
-        self._links: dict[int, Connection] = {}  # those that stand
-        self._linked: set[int] = set()  # those that ever stood
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._links = Links(service.credentials, service.dead_after, self._say)
         self._sessions: set[int] = set()
         self._left = False
         self.begun = self.ended = 0  # forwards, those over links included
@@ -141,9 +135,7 @@ class Visit:
     async def _leave(self) -> None:
         self._left = True
         self._of_masters.pop(self._name, None)
-        links, self._links = self._links, {}
-        for link in links.values():
-            link.abort()
+        self._links.close()
         with contextlib.suppress(StoppedError):  # a worker that ends frees everything anyway
             await self.forget(self._sessions)
 
@@ -199,7 +191,7 @@ class Visit:
             elif isinstance(message, Forget):
                 await self.forget(self._sessions.intersection(message.sessions))
             elif isinstance(message, Link):
-                await self._say(await self._link(message))
+                await self._say(await self._links.open(message))
 
     async def forward(self, message: Forward, frame: Frame) -> None:
         """Compute, and hand the result to the next stage, or to the master."""
@@ -212,7 +204,7 @@ class Visit:
     async def _forward(self, message: Forward, frame: Frame) -> None:
         answer = await self._answer(message, frame)
         if isinstance(answer, Forward):
-            link = self._links.get(message.route[0].link)
+            link = self._links.standing(message.route[0].link)
             if link is not None:  # else it broke meanwhile, and the master knows
                 with contextlib.suppress(ConnectionLostError, ProtocolError):  # as its end will tell
                     await link.send(answer)
@@ -257,7 +249,7 @@ class Visit:
         stage = self._service.stages.get(message.first)
         if stage is None:
             raise ProtocolError(f"no span here begins at block {message.first}")
-        if message.route and message.route[0].link not in self._linked:
+        if message.route and not self._links.known(message.route[0].link):
             raise ProtocolError(f"there is no link {message.route[0].link} here")
         segments = {wire.session: self._segment(wire) for wire in message.segments}
         n_tokens, hidden_size = sum(s.length for s in segments.values()), self._service.hidden_size
@@ -278,54 +270,9 @@ class Visit:
         source = None if wire.source == wire.session else (self._number, wire.source)
         return Segment((self._number, wire.session), wire.position, wire.length, source)
 
-    async def _link(self, message: Link) -> Message:
-        """Connect to another worker for this master."""
-        try:
-            if message.id in self._linked:
-                raise ProtocolError(f"there is a link {message.id} already")
-            if len(self._links) == MAX_LINKS:
-                raise NodeError(f"there are {MAX_LINKS} links already")
-            link = await asyncio.wait_for(connect_peer(message, self._service.credentials), LINK_S)
-        except asyncio.TimeoutError:
-            return Failed(message.id, f"no answer within {LINK_S:g} s")
-        except (OSError, OverflowError, ValueError, CakeError) as error:
-            return Failed(message.id, getattr(error, "strerror", None) or str(error))
-        self._links[message.id] = link
-        self._linked.add(message.id)
-        link.keep_alive(self._service.dead_after)
-        # It has nothing to say but that it is alive, or goodbye.
-        link.hand_over(lambda _: link.abort(), lambda error: self._unlinked(message.id, error))
-        return Linked(message.id)
-
-    def _unlinked(self, number: int, error: Exception) -> None:
-        """A link is over: tell the master, for what was on its way there is lost."""
-        link = self._links.pop(number, None)
-        if link is not None:
-            link.abort()
-            task = asyncio.create_task(self._say(Unlinked(number, str(error)[:MAX_REASON])))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
     async def forget(self, sessions: set[int]) -> None:
         """Free these of the master's sessions."""
         keys = [(self._number, session) for session in sessions]
         for stage in self._service.stages.values():
             await stage.forget(keys)
         self._sessions = self._sessions - sessions
-
-
-async def connect_peer(message: Link, credentials: Credentials | None) -> Connection:
-    """A connection to another worker, after its welcome."""
-    new = functools.partial(new_connection, credentials=credentials)
-    connection = await connect(message.host, message.port, new)
-    try:
-        if isinstance(connection, KeyedConnection):
-            await connection.prove_as_master(message.node)
-        await connection.send(hello(message.node, message.visit))
-        answer = (await connection.receive()).message
-        if not isinstance(answer, Welcome) or answer.node != message.node:
-            raise NodeError(f"it refused: {answer.reason if isinstance(answer, Goodbye) else 'another node'}")
-    except BaseException:
-        connection.abort()
-        raise
-    return connection

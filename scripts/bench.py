@@ -20,7 +20,7 @@ from scenarios import SCENARIOS, run_scenarios, scenario_lines
 from speed import Lengths, Wanted, figure_lines, measure_figures
 from trial import Bench
 
-from cake.cli import DEBUG, errors_in_one_line
+from cake.command import DEBUG, errors_in_one_line
 from cake.device import available_cores, choose_dtype
 from cake.errors import CakeError
 from cake.model.linear import Placement, Quantization

@@ -18,7 +18,7 @@ from xml.sax.saxutils import escape
 
 import click
 
-from cake.cli import DEBUG, errors_in_one_line
+from cake.command import DEBUG, errors_in_one_line
 from cake.errors import CakeError
 from cake.scheduler import FEW_TOKENS
 

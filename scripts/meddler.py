@@ -112,14 +112,11 @@ def record(said: list[bytes]) -> Behaviour:
     return carry_both
 
 
-async def repeat(said: list[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
-    """Say to a worker what a master once said; what is heard after the worker's preface."""
+async def repeat(said: list[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Say to a worker what a master once said, and wait until it hangs up."""
     writer.write(said[0])
     _, length = read_head(await reader.readexactly(HEAD.size))
     await reader.readexactly(length)
     writer.writelines(said[1:])
-    heard = b""
     with contextlib.suppress(ConnectionError):
-        while data := await reader.read(4096):
-            heard += data
-    return heard
+        await reader.read()

@@ -1,6 +1,7 @@
 """Shared parts of the tests: tiny random Llamas, the demo model, loopback workers, real processes."""
 
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from filelock import FileLock
 
 from cake.budget import CacheBudget
 from cake.cli import main
@@ -23,6 +25,7 @@ from cake.device import DeviceThread
 from cake.generator import Generator
 from cake.model.linear import Placement
 from cake.model.sampling import SamplingParams
+from cake.model.tokenizer import Tokenizer
 from cake.net.admission import parse_networks
 from cake.net.listener import bind
 from cake.net.tls import Credentials
@@ -35,6 +38,15 @@ from cake.visit import Service
 from cake.weights.checkpoint import Checkpoint
 from cake.weights.demo_model import demo_model_folder
 from cake.worker import Worker
+
+PROMPTS = [
+    "The sky is blue because ",
+    "Once upon a time, in a village by the sea,",
+    "def fibonacci(n):\n    ",
+    "Die Hauptstadt von Frankreich ist",
+    "1 2 3 4 5 6 7 8 9 10 11 12",
+]
+N = 64
 
 torch.set_num_threads(1)
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))  # last, as a script may be called like a package
@@ -88,6 +100,21 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def demo_model() -> Path:
     """The demo model's folder."""
     return demo_model_folder(lambda _: True)
+
+
+@pytest.fixture(scope="session")
+def expected(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
+    """The ids that transformers generates after each prompt; asked once for all processes that test."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    file = shared / "expected.json"
+    with FileLock(shared / "expected.lock"):
+        if not file.exists():
+            tokenizer = Tokenizer(demo_model)
+            ids = {prompt: transformers_ids(demo_model, tokenizer.encode(prompt), N) for prompt in PROMPTS}
+            file.write_text(json.dumps(ids))
+        return json.loads(file.read_text())
 
 
 @pytest.fixture

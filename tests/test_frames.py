@@ -196,7 +196,7 @@ def test_limits_raised_between_messages_hold_for_what_is_already_there() -> None
         messages(FrameReader(), HELLO_BYTES + FORWARD_BYTES)
 
 
-def survives(data: bytes) -> None:
+def assert_survives(data: bytes) -> None:
     """Feed a reader; whatever it makes of the bytes, it raises nothing but `ProtocolError`."""
     try:
         got = messages(FrameReader(WIDE), data)
@@ -208,13 +208,13 @@ def survives(data: bytes) -> None:
 @given(st.binary(max_size=200))
 @settings(deadline=None)
 def test_random_bytes(data: bytes) -> None:
-    survives(data)
+    assert_survives(data)
 
 
 @given(st.binary(max_size=100), st.integers(0, 50))
 @settings(deadline=None)
 def test_random_bytes_as_header(header: bytes, n_payload: int) -> None:
-    survives(prefix(len(header), n_payload) + header + bytes(n_payload))
+    assert_survives(prefix(len(header), n_payload) + header + bytes(n_payload))
 
 
 @given(st.lists(st.tuples(st.integers(0, len(STREAM) - 1), st.integers(0, 255)), min_size=1, max_size=5))
@@ -223,7 +223,7 @@ def test_mutated_streams(changes: list[tuple[int, int]]) -> None:
     data = bytearray(STREAM)
     for at, value in changes:
         data[at] = value
-    survives(bytes(data))
+    assert_survives(bytes(data))
 
 
 LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary()
@@ -245,7 +245,7 @@ TENSORS = st.fixed_dictionaries(
 def test_well_framed_headers_with_arbitrary_fields(data: st.DataObject, kind: str, payload: bytes) -> None:
     fields = MESSAGES[kind].__struct_fields__
     header = {name: data.draw(TENSORS | VALUES if name == "hidden" else VALUES) for name in fields}
-    survives(framed({"kind": kind, **header}, payload))
+    assert_survives(framed({"kind": kind, **header}, payload))
 
 
 @given(

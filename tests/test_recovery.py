@@ -14,6 +14,7 @@ from relay import Relay
 
 from cake.errors import NodeLostError
 from cake.generator import Generator
+from cake.links import connect_peer as really_connect
 from cake.model.sampling import SamplingParams
 from cake.net.connection import Connection
 from cake.net.tls import Credentials
@@ -25,7 +26,6 @@ from cake.routes import Recovery
 from cake.session import Session
 from cake.topology import Node, Topology
 from cake.visit import Service
-from cake.visit import connect_peer as really_connect
 from cake.weights.checkpoint import Checkpoint
 from cake.worker import Worker
 
@@ -274,7 +274,7 @@ async def test_a_broken_link_between_workers_is_made_anew(
         links.append(await really_connect(message, credentials))
         return links[-1]
 
-    monkeypatch.setattr("cake.visit.connect_peer", connect_peer)
+    monkeypatch.setattr("cake.links.connect_peer", connect_peer)
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(serving(tiny_model, "first", FIRST))
         second = await stack.enter_async_context(serving(tiny_model, "second", SECOND))
@@ -300,7 +300,7 @@ async def test_a_link_that_cannot_be_made_anew_is_done_without(
         links.append(await really_connect(message, credentials))
         return links[-1]
 
-    monkeypatch.setattr("cake.visit.connect_peer", connect_peer)
+    monkeypatch.setattr("cake.links.connect_peer", connect_peer)
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(serving(tiny_model, "first", FIRST))
         second = await stack.enter_async_context(serving(tiny_model, "second", SECOND))

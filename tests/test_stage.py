@@ -34,7 +34,7 @@ async def feed(stage: LocalStage, session: str, position: int, hidden: Tensor) -
     return (await stage.forward(batch)).hidden
 
 
-def same(actual: Tensor, expected: Tensor) -> None:
+def assert_same(actual: Tensor, expected: Tensor) -> None:
     """Equal but for the order of float32 sums, whose error grows with the largest value."""
     assert_close(actual, expected, atol=1e-5 * max(1.0, expected.abs().max().item()), rtol=0)
 
@@ -45,7 +45,7 @@ async def test_chunks_give_the_same_as_the_whole(stage: LocalStage) -> None:
     for chunk in (1, 7, 19):
         name = f"by {chunk}"
         parts = [await feed(stage, name, at, hidden[at : at + chunk]) for at in range(0, 20, chunk)]
-        same(torch.cat(parts), whole)
+        assert_same(torch.cat(parts), whole)
     assert not torch.allclose(whole, hidden, atol=0.1)  # the blocks did something
 
 
@@ -55,9 +55,11 @@ async def test_rewinding_and_appending_is_as_from_scratch(stage: LocalStage, pos
     await feed(stage, "rewound", 0, old)
     appended = await feed(stage, "rewound", position, new)
     scratch = await feed(stage, "scratch", 0, torch.cat([old[:position], new]))
-    same(appended, scratch[position:])
+    assert_same(appended, scratch[position:])
     more = states(1, seed=2)
-    same(await feed(stage, "rewound", position + 4, more), await feed(stage, "scratch", position + 4, more))
+    assert_same(
+        await feed(stage, "rewound", position + 4, more), await feed(stage, "scratch", position + 4, more)
+    )
 
 
 async def test_what_was_rewound_is_gone(stage: LocalStage) -> None:
@@ -76,7 +78,7 @@ async def test_more_than_is_held(stage: LocalStage, held: int, position: int) ->
         await feed(stage, "a", position, states(1))
     assert (caught.value.session, caught.value.held) == ("a", held)
     expected = await feed(stage, "b", 0, states(held + 1))
-    same(await feed(stage, "a", held, states(held + 1)[held:]), expected[held:])
+    assert_same(await feed(stage, "a", held, states(held + 1)[held:]), expected[held:])
 
 
 @pytest.mark.parametrize(("position", "length"), [(0, 513), (500, 13), (2**64 - 1, 1)])
@@ -91,7 +93,7 @@ async def test_a_cache_that_had_to_grow_keeps_what_it_held(stage: LocalStage) ->
     hidden = states(300)
     whole = await feed(stage, "whole", 0, hidden)
     await feed(stage, "grown", 0, hidden[:200])
-    same(await feed(stage, "grown", 200, hidden[200:]), whole[200:])
+    assert_same(await feed(stage, "grown", 200, hidden[200:]), whole[200:])
 
 
 async def test_forget_frees(stage: LocalStage) -> None:
@@ -114,13 +116,13 @@ async def test_a_batch_of_several_sessions_equals_each_alone(stage: LocalStage) 
     await feed(stage, "drafting alone", 0, states(12, seed=5))
     segments = (Segment("prompt", 0, 5), Segment("decoding", 9, 1), Segment("drafting", 7, 3))
     together = (await stage.forward(Batch(torch.cat([prompt, token, draft]), segments))).hidden
-    same(together[:5], await feed(stage, "prompt alone", 0, prompt))
-    same(together[5:6], await feed(stage, "alone", 9, token))
-    same(together[6:], await feed(stage, "drafting alone", 7, draft))
+    assert_same(together[:5], await feed(stage, "prompt alone", 0, prompt))
+    assert_same(together[5:6], await feed(stage, "alone", 9, token))
+    assert_same(together[6:], await feed(stage, "drafting alone", 7, draft))
     following = Batch(states(2, seed=6), (Segment("drafting", 10, 1), Segment("prompt", 5, 1)))
     after = (await stage.forward(following)).hidden
-    same(after[:1], await feed(stage, "drafting alone", 10, states(2, seed=6)[:1]))
-    same(after[1:], await feed(stage, "prompt alone", 5, states(2, seed=6)[1:]))
+    assert_same(after[:1], await feed(stage, "drafting alone", 10, states(2, seed=6)[:1]))
+    assert_same(after[1:], await feed(stage, "prompt alone", 5, states(2, seed=6)[1:]))
 
 
 async def test_forget_waits_for_the_forwards_before_it(stage: LocalStage) -> None:
