@@ -35,7 +35,10 @@
 #endif
 
 enum { TILE_ROWS = 16, GROUP = 32, MOST_TOKENS = 4, CACHE_BYTES = 192 << 10, KEYS = 32 };
-enum { PREFETCH_BYTES = 1536 }; /* ahead of the weights in use: best of 512 ... 8,192 on one core of a Milan */
+enum { MOST_ROWS = 4 }; /* of a bfloat16 matrix at once */
+/* Ahead of the weights in use: two pages, as the processor's own prefetching ends with each; and into the
+   second-level cache (what __builtin_prefetch calls 2), as the first is full of what is in use. */
+enum { PREFETCH_BYTES = 8192, SECOND_LEVEL = 2 };
 enum { PANEL = 256 }; /* columns of one: 16 KiB in float32, half a first-level cache */
 enum { QUERIES = 48, MOST_VECTORS = 3 }; /* at once in attention */
 

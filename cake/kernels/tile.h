@@ -22,7 +22,7 @@ NAME(tile)(const int T, const int bits, const struct matrix *m, int64_t tile, co
             STORE(out + t * TILE_ROWS + v * LANES, FLOAT_ZERO());
     for (int64_t g = 0; g < groups; g++, w += group_bytes, s += scale_bytes) {
         for (int i = 0; i < group_bytes; i += 64) /* the processor alone asks too late */
-            __builtin_prefetch(w + PREFETCH_BYTES + i);
+            __builtin_prefetch(w + PREFETCH_BYTES + i, 0, SECOND_LEVEL);
         const int8_t *x = (const int8_t *)a->values + token * row_bytes + g * GROUP;
         INT dots[MOST_TOKENS][VECTORS];
         for (int t = 0; t < T; t++)
@@ -103,24 +103,28 @@ static TARGET void NAME(tiles)(const struct matrix *m, int64_t tile, const struc
         WITH_TOKENS(tile, tokens, 8, m, tile, a, token, out)
 }
 
-/* Four rows of a bfloat16 matrix times T tokens, into `out` [T, 16] at row `row`. The activations are
+/* Some rows of a bfloat16 matrix times T tokens, into `out` [T, 16] at row `row`. The activations are
    float32, in blocks of 2 * LANES the even columns before the odd ones: a vector of pairs of weights
-   becomes two of float32 by a shift and a mask. */
+   becomes two of float32 by a shift and a mask.
+
+   For one token row after row, as they lie in memory, which the processor follows best. Several tokens'
+   activations are too many for the first-level cache: four rows share each reading of them, and ask for
+   the next four. Into the second level, as rows of 2,048 columns all want the same places in the first. */
 static inline __attribute__((always_inline)) TARGET void
-NAME(rows)(const int T, const uint16_t *w, int64_t columns, const float *x, float *out)
+NAME(rows)(const int T, const int ROWS, const uint16_t *w, int64_t columns, const float *x, float *out)
 {
-    enum { ROWS = 4, STEP = 2 * LANES };
-    FLOAT sums[MOST_TOKENS][ROWS];
+    enum { STEP = 2 * LANES };
+    FLOAT evens[MOST_TOKENS][MOST_ROWS], odds[MOST_TOKENS][MOST_ROWS];
     for (int t = 0; t < T; t++)
         for (int r = 0; r < ROWS; r++)
-            sums[t][r] = FLOAT_ZERO();
+            evens[t][r] = odds[t][r] = FLOAT_ZERO();
     int64_t whole = columns / STEP * STEP;
     for (int64_t c = 0; c < whole; c += STEP) {
-        FLOAT even[ROWS], odd[ROWS];
+        FLOAT even[MOST_ROWS], odd[MOST_ROWS];
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; r++) {
-            /* The processor's own prefetching ends with each page of 4 KiB. */
-            __builtin_prefetch(w + (r + ROWS) * columns + c);
+            const uint16_t *ahead = ROWS == 1 ? w + c + PREFETCH_BYTES / 2 : w + ROWS * (columns + c) + r * STEP;
+            __builtin_prefetch(ahead, 0, SECOND_LEVEL);
             INT pairs = LOAD(w + r * columns + c);
             even[r] = LOW_BFLOATS(pairs);
             odd[r] = HIGH_BFLOATS(pairs);
@@ -130,15 +134,15 @@ NAME(rows)(const int T, const uint16_t *w, int64_t columns, const float *x, floa
             FLOAT x_even = LOAD_FLOATS(x + t * columns + c), x_odd = LOAD_FLOATS(x + t * columns + c + LANES);
 #pragma GCC unroll 4
             for (int r = 0; r < ROWS; r++) {
-                sums[t][r] = PLUS_PRODUCT(sums[t][r], even[r], x_even);
-                sums[t][r] = PLUS_PRODUCT(sums[t][r], odd[r], x_odd);
+                evens[t][r] = PLUS_PRODUCT(evens[t][r], even[r], x_even);
+                odds[t][r] = PLUS_PRODUCT(odds[t][r], odd[r], x_odd);
             }
         }
     }
     for (int t = 0; t < T; t++)
         for (int r = 0; r < ROWS; r++) {
             float lanes[LANES], sum = 0;
-            STORE(lanes, sums[t][r]);
+            STORE(lanes, PLUS(evens[t][r], odds[t][r]));
             for (int i = 0; i < LANES; i++)
                 sum += lanes[i];
             for (int64_t c = whole; c < columns; c++)
@@ -152,8 +156,13 @@ static TARGET void NAME(dense)(const struct matrix *m, int64_t tile, const struc
 {
     const uint16_t *w = (const uint16_t *)m->weights + tile * TILE_ROWS * m->columns;
     const float *x = (const float *)a->values + token * m->columns;
-    for (int r = 0; r < TILE_ROWS; r += 4)
-        WITH_TOKENS(rows, tokens, w + r * m->columns, m->columns, x, out + r)
+    const int rows = tokens == 1 ? 1 : MOST_ROWS;
+    for (int r = 0; r < TILE_ROWS; r += rows)
+        switch (tokens) {
+        case 1: NAME(rows)(1, 1, w + r * m->columns, m->columns, x, out + r); break;
+        case 2: NAME(rows)(2, MOST_ROWS, w + r * m->columns, m->columns, x, out + r); break;
+        default: NAME(rows)(4, MOST_ROWS, w + r * m->columns, m->columns, x, out + r);
+        }
 }
 
 static TARGET void NAME(split_pairs)(const float *x, float *split, int64_t columns)
