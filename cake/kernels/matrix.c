@@ -13,12 +13,16 @@
    Activations are rounded to int8 with one scale per token and group of 32, so that one outlier
    spoils only its own group. Knows nothing of Python; kernels/__init__.py calls it through ctypes. */
 
+#define _DEFAULT_SOURCE /* for madvise in spite of -std=c11 */
 #include <math.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -156,6 +160,20 @@ INLINE struct group round_group(const float *x, int8_t *values)
         sum += q;
     }
     return (struct group){most / 127.0f, (float)sum / 16.0f};
+}
+
+/* Ask for this memory, which nobody has written to yet, in pages of 2 MiB where the system has them: a
+   tenth faster to read from end to end than in those of 4 KiB. */
+EXPORT void cake_large_pages(void *memory, size_t bytes)
+{
+#ifdef MADV_HUGEPAGE
+    const uintptr_t large = 2 << 20, start = ((uintptr_t)memory + large - 1) / large * large;
+    const uintptr_t end = ((uintptr_t)memory + bytes) / large * large;
+    if (end > start)
+        madvise((void *)start, end - start, MADV_HUGEPAGE); /* a wish; refusal costs nothing */
+#else
+    (void)memory, (void)bytes;
+#endif
 }
 
 #include "quantize.h"

@@ -39,6 +39,7 @@ class NativeMatrix:
         self._weights = torch.empty(padded_rows * width * bits // 8, dtype=torch.uint8)
         self._scales = torch.empty(n_groups * (2 if bits == 4 else 1), dtype=torch.uint8)
         self._row_scales = torch.empty(padded_rows if n_groups else 0)
+        kernels.cake_large_pages(self._weights.data_ptr(), self._weights.nbytes)
         if padded_rows > rows:  # what no row fills is multiplied all the same
             for part in (self._weights, self._scales, self._row_scales):
                 part.zero_()
