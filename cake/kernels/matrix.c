@@ -58,7 +58,8 @@ struct group {
     float scale, sum; /* sum: of the int8 values, divided by 16 as zeros are */
 };
 
-/* Of a quantized matrix int8 and groups; of a bfloat16 one float32, for panels [panels, tokens, PANEL]. */
+/* Of a quantized matrix int8 and groups; of a bfloat16 one float32, for panels [panels, tokens, PANEL], or
+   bfloat16. */
 struct activations {
     struct group *groups; /* [tokens, groups] */
     void *values;         /* [tokens, columns] */
@@ -76,8 +77,12 @@ struct instruction_set {
                   float *out);
     void (*dense)(const struct matrix *, int64_t tile, const struct activations *, int64_t token, int tokens,
                   float *out);
+    /* The same of activations in bfloat16; null where there are no instructions for it. */
+    void (*dense_rounded)(const struct matrix *, int64_t tile, const struct activations *, int64_t token,
+                          int tokens, float *out);
     int (*multiply_panel)(const float *panel, int64_t columns, const float *x, int64_t tokens, float *out);
     void (*split_pairs)(const float *x, float *split, int64_t columns);
+    void (*to_bfloats)(const float *x, uint16_t *rounded, int64_t columns);
     void (*round_activations)(const float *x, int8_t *values, struct group *groups, int64_t n_groups);
     void (*quantize_row)(const struct matrix *, int64_t row, const float *x);
     void (*norm)(const float *x, const float *weight, float eps, float *out, int64_t n);
