@@ -21,6 +21,10 @@ class PromptTooLongError(CakeError):
     """A prompt does not fit into the context."""
 
 
+class GrammarError(CakeError):
+    """A schema or grammar that no answer can be held to."""
+
+
 class NodeError(CakeError):
     """A worker cannot be reached, or is not the worker that the topology promises."""
 

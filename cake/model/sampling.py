@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cake.errors import CakeError
+from cake.model.grammar import Grammar
 
 DEFAULT_SEED = 299792458
 
@@ -21,6 +22,7 @@ class SamplingParams:
     repeat_penalty: float = 1.1
     repeat_last_n: int = 128
     seed: int = DEFAULT_SEED
+    grammar: Grammar | None = None  # what the answer must keep to
 
 
 class Sampler:
@@ -29,21 +31,20 @@ class Sampler:
     def __init__(self, params: SamplingParams) -> None:
         self._params = params
         self._random = torch.Generator().manual_seed(params.seed)
+        self._place = params.grammar.begin() if params.grammar is not None else None
 
     def sample(self, logits: Tensor, ids: Sequence[int]) -> int:
-        """The next token after `ids`, from float32 logits `[vocab_size]` on the CPU."""
+        """The next token after `ids`, from float32 logits `[vocab_size]` on the CPU.
+
+        Where there is a grammar, each token is taken to be the answer's next one.
+        """
         if not torch.isfinite(logits).all():
             raise CakeError("the model's output is not finite; try a wider --dtype")
-        logits = self._penalized(logits, ids)
-        if self._params.temperature == 0:
-            return int(logits.argmax())
-        # Without the largest, no temperature is too small to divide by.
-        scaled = (logits - logits.max()) / self._params.temperature
-        probabilities = self._filtered(scaled).softmax(dim=-1)
-        # The winner of a race of exponential clocks is a fair draw, and torch.multinomial's way too. Two
-        # distributions that are much alike mostly have the same winner when the clocks are the same.
-        clocks = torch.empty_like(probabilities).exponential_(generator=self._random)
-        return int((probabilities / clocks).argmax())
+        if self._place is None:
+            return self._drawn(self._penalized(logits, ids))
+        token = self._drawn(self._penalized(self._place.masked(logits), ids))
+        self._place.advance(token)
+        return token
 
     def verify(self, logits: Tensor, ids: Sequence[int], proposals: Sequence[int]) -> list[int]:
         """The next tokens after `ids`: as many of `proposals` as it chooses itself, and one more.
@@ -72,7 +73,19 @@ class Sampler:
         """
         other = Sampler(self._params)
         other._random.set_state(self._random.get_state())
+        other._place = self._place.copy() if self._place is not None else None
         return other
+
+    def _drawn(self, logits: Tensor) -> int:
+        if self._params.temperature == 0:
+            return int(logits.argmax())
+        # Without the largest, no temperature is too small to divide by.
+        scaled = (logits - logits.max()) / self._params.temperature
+        probabilities = self._filtered(scaled).softmax(dim=-1)
+        # The winner of a race of exponential clocks is a fair draw, and torch.multinomial's way too. Two
+        # distributions that are much alike mostly have the same winner when the clocks are the same.
+        clocks = torch.empty_like(probabilities).exponential_(generator=self._random)
+        return int((probabilities / clocks).argmax())
 
     def _penalized(self, logits: Tensor, ids: Sequence[int]) -> Tensor:
         """Make the last tokens less likely (Keskar et al., CTRL, arXiv:1909.05858)."""

@@ -39,6 +39,11 @@ class Tokenizer:
         """Every token and its id."""
         return dict(self._tokenizer.get_vocab())
 
+    @property
+    def serialized(self) -> str:
+        """All of it, as tokenizer.json would say it."""
+        return str(self._tokenizer.backend_tokenizer.to_str())
+
     def encode(self, text: str, start: bool = True) -> list[int]:
         """Token ids of plain text; at its start with the start token, where the model wants one."""
         _check_text(text)

@@ -1,0 +1,228 @@
+"""Answers that keep to a grammar, held against `jsonschema`, which knows nothing of how they were made."""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import pipeline_over
+from jsonschema import Draft202012Validator
+from torch import Tensor
+
+from cake.errors import CakeError, GrammarError
+from cake.generator import Generator, Piece
+from cake.model.grammar import Grammar, Grammars, json_rule
+from cake.model.sampling import Sampler, SamplingParams
+from cake.model.tokenizer import Tokenizer
+from cake.speculation import NGrams
+
+STOP = 2  # the demo model's end token
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 20},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "job": {"enum": ["baker", "pilot", "teacher"]},
+        "hobbies": {"type": "array", "items": {"type": "string", "maxLength": 12}, "maxItems": 3},
+        "home": {"$ref": "#/$defs/place"},
+    },
+    "required": ["name", "age", "job", "hobbies", "home"],
+    "additionalProperties": False,
+    "$defs": {
+        "place": {
+            "type": "object",
+            "properties": {"town": {"type": "string", "maxLength": 16}, "by_the_sea": {"type": "boolean"}},
+            "required": ["town", "by_the_sea"],
+            "additionalProperties": False,
+        }
+    },
+}
+MEASURES = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 4}
+EITHER = {
+    "anyOf": [{"type": "null"}, {"type": "object", "properties": {"ok": {"const": True}}, "required": ["ok"]}]
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(demo_model: Path) -> Tokenizer:
+    return Tokenizer(demo_model)
+
+
+@pytest.fixture(scope="module")
+def grammars(tokenizer: Tokenizer) -> Grammars:
+    return Grammars(tokenizer, {STOP})
+
+
+@pytest.fixture(scope="module")
+def odds(tokenizer: Tokenizer) -> Callable[[int], Tensor]:
+    """Random logits that like the tokens with which JSON comes to an end."""
+    bonus = torch.zeros(len(tokenizer.vocabulary))
+    for token, i in tokenizer.vocabulary.items():
+        if set(token) & set('"]},'):
+            bonus[i] = 6.0
+    bonus[STOP] = 6.0
+    return lambda seed: bonus + torch.randn(len(bonus), generator=torch.Generator().manual_seed(seed))
+
+
+def write(grammar: Grammar, odds: Callable[[int], Tensor], seed: int, most: int = 600) -> list[int]:
+    """Draw up to the end token, each token from other odds."""
+    sampler = Sampler(SamplingParams(grammar=grammar, seed=seed, repeat_penalty=1.0))
+    ids: list[int] = []
+    while STOP not in ids:
+        assert len(ids) < most, "it does not end"
+        ids.append(sampler.sample(odds(1000 * seed + len(ids)), ids))
+    return ids
+
+
+def random_schema(chance: random.Random, depth: int = 3) -> dict[str, Any]:
+    """Anything from a number to objects in arrays in objects."""
+    kind = chance.choice(["string", "integer", "number", "boolean", "enum", "array", "object", "anyOf"])
+    if kind == "enum":
+        return {"enum": chance.sample(["red", 'a "quoted" one', "Köln", 7, -2.5, True, None, "\n"], 3)}
+    if depth == 0 or kind in ("boolean", "string"):
+        return {"type": "string", "minLength": chance.randint(0, 3), "maxLength": chance.randint(3, 9)}
+    if kind in ("integer", "number"):
+        low = chance.randint(-50, 50)
+        return {"type": kind, "minimum": low, "maximum": low + chance.randint(0, 2000)}
+    if kind == "array":
+        least = chance.randint(0, 2)
+        items = random_schema(chance, depth - 1)
+        return {"type": "array", "items": items, "minItems": least, "maxItems": least + 1}
+    if kind == "anyOf":
+        return {"anyOf": [random_schema(chance, depth - 1) for _ in range(2)]}
+    names = chance.sample(["id", "größe", 'with "quotes"', "a b", "x"], chance.randint(1, 4))
+    return {
+        "type": "object",
+        "properties": {name: random_schema(chance, depth - 1) for name in names},
+        "required": names[: chance.randint(0, len(names))],
+        "additionalProperties": False,
+    }
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_schemas(
+    seed: int, grammars: Grammars, odds: Callable[[int], Tensor], tokenizer: Tokenizer
+) -> None:
+    schema = random_schema(random.Random(seed))
+    ids = write(grammars.json_schema(schema), odds, seed)
+    Draft202012Validator(schema).validate(json.loads(tokenizer.decode(ids)))
+
+
+def test_json_object(grammars: Grammars, odds: Callable[[int], Tensor], tokenizer: Tokenizer) -> None:
+    for seed in range(8):
+        assert isinstance(json.loads(tokenizer.decode(write(grammars.json_object(), odds, seed))), dict)
+
+
+async def answer(
+    folder: Path, prompt: Sequence[int], sampling: SamplingParams, speculate: bool, n: int = 160
+) -> list[Piece]:
+    """What the demo model says, with an end token or without one after `n` tokens."""
+    async with pipeline_over(folder) as pipeline:
+        proposer = NGrams if speculate else None
+        generator = Generator(pipeline, Tokenizer(folder), frozenset({STOP}), new_proposer=proposer)
+        return [piece async for piece in generator.answer(prompt, sampling, n)]
+
+
+@pytest.mark.parametrize(
+    ("schema", "temperature"), [(PERSON, 0.0), (PERSON, 1.0), (MEASURES, 0.0), (EITHER, 1.0)]
+)
+async def test_the_demo_model_keeps_to_a_schema_with_proposals_and_without(
+    schema: dict[str, Any], temperature: float, grammars: Grammars, tokenizer: Tokenizer, demo_model: Path
+) -> None:
+    prompt = tokenizer.encode_chat([{"role": "user", "content": "Describe a person in JSON, with a name."}])
+    sampling = SamplingParams(temperature=temperature, grammar=grammars.json_schema(schema))
+    pieces = await answer(demo_model, prompt, sampling, speculate=False)
+    assert pieces[-1].finish_reason == "stop"
+    Draft202012Validator(schema).validate(json.loads("".join(piece.text for piece in pieces)))
+    proposed = await answer(demo_model, prompt, sampling, speculate=True)
+    assert [piece.token for piece in proposed] == [piece.token for piece in pieces]
+
+
+def test_only_a_complete_text_may_end(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    place = grammars.json_schema({"type": "object", "properties": {"a": {"type": "integer"}}}).begin()
+    logits = torch.zeros(len(tokenizer.vocabulary))
+    for token in tokenizer.encode('{"a": 12}', start=False):
+        masked = place.masked(logits)
+        assert masked[token] == 0
+        assert masked[STOP] == -torch.inf
+        place.advance(token)
+    assert torch.isfinite(place.masked(logits)).nonzero().flatten().tolist() == [STOP]
+    place.advance(STOP)
+    place.advance(5)  # what a draft guesses behind the end
+    assert torch.isfinite(place.masked(logits)).nonzero().flatten().tolist() == [STOP]
+
+
+def test_a_text_that_may_end_or_go_on(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    place = grammars.json_schema({"type": "integer"}).begin()
+    logits = torch.zeros(len(tokenizer.vocabulary))
+    (seven,) = tokenizer.encode("7", start=False)
+    assert place.masked(logits)[STOP] == -torch.inf
+    place.advance(seven)
+    masked = place.masked(logits)
+    assert masked[STOP] == 0
+    assert masked[seven] == 0
+
+
+def test_rows_of_the_head_without_a_token_are_never_drawn(grammars: Grammars) -> None:
+    place = grammars.json_object().begin()
+    masked = place.masked(torch.zeros(50_000))
+    assert torch.isfinite(masked[:49_152]).any()
+    assert not torch.isfinite(masked[49_152:]).any()
+
+
+def test_verify_draws_as_sample_does(grammars: Grammars, odds: Callable[[int], Tensor]) -> None:
+    params = SamplingParams(grammar=grammars.json_schema(MEASURES), repeat_penalty=1.0)
+    rows = torch.stack([odds(seed) for seed in range(6)])
+    one_by_one, guesser = Sampler(params), Sampler(params)
+    wanted: list[int] = []
+    for row in rows:
+        wanted.append(one_by_one.sample(row, wanted))
+    twin = guesser.twin()
+    assert guesser.verify(rows[:4], [], wanted[:3]) == wanted[:4]
+    assert guesser.verify(rows[4:], wanted[:4], [wanted[4]]) == wanted[4:]
+    assert twin.verify(rows[:3], [], [wanted[0], STOP]) == wanted[:2]  # a wrong proposal moves nothing
+    assert twin.verify(rows[2:], wanted[:2], wanted[2:5]) == wanted[2:]
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ({"type": "frob"}, "Invalid type: frob"),
+        ({"type": "integer", "minimum": 5, "maximum": 1}, "minimum .5. is greater than maximum .1."),
+        ({"allOf": [{"type": "string"}, {"type": "number"}]}, "incompatible types"),
+        ({"not": {"type": "string"}}, 'Unimplemented keys: ."not".'),
+        ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
+        ({"$ref": "http://example.org/schema"}, "does not fetch"),
+        ({"const": float("inf")}, "is no JSON"),
+        ({"const": "\ud800"}, "is no JSON"),
+    ],
+)
+def test_what_no_text_can_be_held_to_is_refused(
+    schema: dict[str, Any], reason: str, grammars: Grammars
+) -> None:
+    with pytest.raises(GrammarError, match=reason) as refused:
+        grammars.json_schema(schema)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_model_without_an_end_token(tokenizer: Tokenizer) -> None:
+    with pytest.raises(GrammarError, match="no end token"):
+        Grammars(tokenizer, set())
+
+
+def test_without_the_library(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "llguidance", None)
+    with pytest.raises(CakeError, match=r"pip install 'cake\[api\]'"):
+        grammars.json_object()
+
+
+def test_a_schema_within_a_grammar_has_its_own_root(
+    grammars: Grammars, odds: Callable[[int], Tensor], tokenizer: Tokenizer
+) -> None:
+    grammar = grammars.lark(f'start: "person: " person\nperson: {json_rule(PERSON)}')
+    text = tokenizer.decode(write(grammar, odds, 3))
+    assert text.startswith("person: ")
+    Draft202012Validator(PERSON).validate(json.loads(text.removeprefix("person: ")))
