@@ -4,12 +4,14 @@ An async iterator that the terminal consumes; knows nothing of terminals, files 
 """
 
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from cake.errors import CakeError, PromptTooLongError
 from cake.job import OnProgress, nobody
+from cake.model.grammar import Grammars
 from cake.model.sampling import Sampler, SamplingParams
 from cake.model.tokenizer import Detokenizer, Tokenizer
 from cake.passes import Made, Passes
@@ -49,6 +51,11 @@ class Generator:
         self.sessions = SessionPool(self.close_session)
         self._new_proposer = new_proposer
         self._speculations: dict[int, Speculation] = {}  # by the session's number
+
+    @functools.cached_property
+    def grammars(self) -> Grammars:
+        """Reads `SamplingParams.grammar`. The first use may take seconds: not in the event loop."""
+        return Grammars(self.tokenizer, self._stop_ids)
 
     async def close_session(self, session: Session) -> None:
         """Free the session in every stage."""

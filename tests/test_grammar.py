@@ -2,7 +2,9 @@
 
 import json
 import random
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,28 +119,30 @@ def test_json_object(grammars: Grammars, odds: Callable[[int], Tensor], tokenize
 
 
 async def answer(
-    folder: Path, prompt: Sequence[int], sampling: SamplingParams, speculate: bool, n: int = 160
+    folder: Path, prompt: Sequence[int], sampling: SamplingParams, schema: dict[str, Any], speculate: bool
 ) -> list[Piece]:
-    """What the demo model says, with an end token or without one after `n` tokens."""
+    """What the demo model says, which is to come to its end by itself."""
     async with pipeline_over(folder) as pipeline:
         proposer = NGrams if speculate else None
         generator = Generator(pipeline, Tokenizer(folder), frozenset({STOP}), new_proposer=proposer)
-        return [piece async for piece in generator.answer(prompt, sampling, n)]
+        sampling = replace(sampling, grammar=generator.grammars.json_schema(schema))
+        pieces = [piece async for piece in generator.answer(prompt, sampling, 160)]
+    assert pieces[-1].finish_reason == "stop"
+    return pieces
 
 
 @pytest.mark.parametrize(
     ("schema", "temperature"), [(PERSON, 0.0), (PERSON, 1.0), (MEASURES, 0.0), (EITHER, 1.0)]
 )
 async def test_the_demo_model_keeps_to_a_schema_with_proposals_and_without(
-    schema: dict[str, Any], temperature: float, grammars: Grammars, tokenizer: Tokenizer, demo_model: Path
+    schema: dict[str, Any], temperature: float, tokenizer: Tokenizer, demo_model: Path
 ) -> None:
     prompt = tokenizer.encode_chat([{"role": "user", "content": "Describe a person in JSON, with a name."}])
-    sampling = SamplingParams(temperature=temperature, grammar=grammars.json_schema(schema))
-    pieces = await answer(demo_model, prompt, sampling, speculate=False)
-    assert pieces[-1].finish_reason == "stop"
-    Draft202012Validator(schema).validate(json.loads("".join(piece.text for piece in pieces)))
-    proposed = await answer(demo_model, prompt, sampling, speculate=True)
-    assert [piece.token for piece in proposed] == [piece.token for piece in pieces]
+    sampling = SamplingParams(temperature=temperature)
+    plain = await answer(demo_model, prompt, sampling, schema, speculate=False)
+    Draft202012Validator(schema).validate(json.loads("".join(piece.text for piece in plain)))
+    proposed = await answer(demo_model, prompt, sampling, schema, speculate=True)
+    assert [piece.token for piece in proposed] == [piece.token for piece in plain]
 
 
 def test_only_a_complete_text_may_end(grammars: Grammars, tokenizer: Tokenizer) -> None:
@@ -214,7 +218,7 @@ def test_a_model_without_an_end_token(tokenizer: Tokenizer) -> None:
 
 
 def test_without_the_library(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "llguidance", None)
+    monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(CakeError, match=r"pip install 'cake\[api\]'"):
         grammars.json_object()
 

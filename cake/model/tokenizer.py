@@ -3,13 +3,16 @@
 `transformers` does the work; this room knows which of its classes keeps to a model's own files.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cake.errors import CakeError, CheckpointError
 
-Chat = Sequence[Mapping[str, str]]
+Chat = Sequence[Mapping[str, Any]]
+Tools = Sequence[Mapping[str, Any]]
+PROBE = {"type": "function", "function": {"name": "probe", "description": "", "parameters": {}}}
 UNFINISHED = "\ufffd"
 
 
@@ -49,15 +52,36 @@ class Tokenizer:
         _check_text(text)
         return list(self._tokenizer(text, add_special_tokens=start).input_ids)
 
-    def encode_chat(self, messages: Chat) -> list[int]:
-        """Token ids of a chat, up to where the assistant's answer begins."""
+    @functools.cached_property
+    def knows_tools(self) -> bool:
+        """Whether the chat template tells the model of tools; those that do not leave them out in silence."""
+        hello = [{"role": "user", "content": "hello"}]
+        return self.has_chat_template and self._rendered(hello) != self._rendered(hello, [PROBE])
+
+    def encode_chat(self, messages: Chat, tools: Tools = ()) -> list[int]:
+        """Token ids of a chat, up to where the assistant's answer begins.
+
+        `tools`, and messages that call them or bring their results, are such as `cake.tools` gives.
+        """
+        for text in _texts([*messages, *tools]):
+            _check_text(text)
+        of_tools = any(message["role"] == "tool" or "tool_calls" in message for message in messages)
+        if (tools or of_tools) and not self.knows_tools:
+            raise CakeError(
+                "the model's chat template knows no tools; use a model that was trained to call them, "
+                "such as Llama 3.1 or a later one"
+            )
+        return self._rendered(messages, tools)
+
+    def _rendered(self, messages: Chat, tools: Tools = ()) -> list[int]:
         from jinja2 import TemplateError
 
-        for message in messages:
-            _check_text(message["content"])
         try:
             ids = self._tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, return_dict=False
+                list(messages),
+                tools=[dict(tool) for tool in tools] or None,
+                add_generation_prompt=True,
+                return_dict=False,
             )
         except TemplateError as error:
             raise CakeError(
@@ -70,6 +94,17 @@ class Tokenizer:
         return str(
             self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         )
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in what came as JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts([*value.keys(), *value.values()])
+    elif isinstance(value, Sequence):
+        for each in value:
+            yield from _texts(each)
 
 
 def _check_text(text: str) -> None:
