@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cake.errors import CakeError, GrammarError
 from cake.generator import Generator, Piece
-from cake.model.grammar import Grammar, Grammars, json_rule
+from cake.model.grammar import Grammar, Grammars, Place, json_rule
 from cake.model.sampling import Sampler, SamplingParams
 from cake.model.tokenizer import Tokenizer
 from cake.speculation import NGrams
@@ -191,6 +191,14 @@ def test_verify_draws_as_sample_does(grammars: Grammars, odds: Callable[[int], T
     assert twin.verify(rows[2:], wanted[:2], wanted[2:5]) == wanted[2:]
 
 
+def nested(depth: int) -> dict[str, Any]:
+    """Arrays in arrays."""
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(depth):
+        schema = {"items": schema}
+    return schema
+
+
 @pytest.mark.parametrize(
     ("schema", "reason"),
     [
@@ -200,6 +208,8 @@ def test_verify_draws_as_sample_does(grammars: Grammars, odds: Callable[[int], T
         ({"not": {"type": "string"}}, 'Unimplemented keys: ."not".'),
         ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
         ({"$ref": "http://example.org/schema"}, "does not fetch"),
+        (nested(300), "recursion limit exceeded"),
+        (nested(100_000), "is no JSON: maximum recursion depth"),
         ({"const": float("inf")}, "is no JSON"),
         ({"const": "\ud800"}, "is no JSON"),
     ],
@@ -210,6 +220,30 @@ def test_what_no_text_can_be_held_to_is_refused(
     with pytest.raises(GrammarError, match=reason) as refused:
         grammars.json_schema(schema)
     assert "\n" not in str(refused.value)
+
+
+def test_what_turns_out_to_be_too_much_is_said_then(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    many = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(3000)}}
+    place = grammars.json_schema(many).begin()
+    with pytest.raises(GrammarError, match=r"held to this any further: .* items; max is 2000"):
+        for token in tokenizer.encode('{"', start=False):
+            place.advance(token)
+
+
+def test_the_first_step_is_tried_before_an_answer_begins(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_much(place: Place) -> None:
+        raise GrammarError("too much")
+
+    monkeypatch.setattr(Place, "allowed", too_much)
+    with pytest.raises(GrammarError, match="too much"):
+        grammars.json_object()
+
+
+def test_a_schema_cannot_switch_the_refusals_off(grammars: Grammars) -> None:
+    with pytest.raises(GrammarError, match="Unimplemented keys"):
+        grammars.json_schema({"not": {"type": "string"}, "x-guidance": {"lenient": True}})
 
 
 def test_a_model_without_an_end_token(tokenizer: Tokenizer) -> None:

@@ -6,7 +6,7 @@ model, and nothing of HTTP. The library is an extra, `cake[api]`, and imported w
 
 import json
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor
 
 from cake.errors import CakeError, GrammarError
 from cake.model.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # Between two parts of JSON: nothing, a space, or a new line with its indentation. With any white space
 # allowed, a small model that does not know how to go on may write spaces for ever.
@@ -39,7 +42,11 @@ class Grammars:
 
     def json_schema(self, schema: Mapping[str, Any]) -> "Grammar":
         """JSON that the schema allows. Raises `GrammarError` where no text can be held to it."""
-        return Grammar(self._tokens, _library().LLMatcher.grammar_from_json_schema(_plain(schema), OPTIONS))
+        text = _json_text(schema)
+        try:
+            return Grammar(self._tokens, _library().LLMatcher.grammar_from_json_schema(text))
+        except ValueError as error:
+            raise GrammarError(f"the schema cannot be read: {error}") from error
 
     def lark(self, text: str) -> "Grammar":
         """A grammar in llguidance's dialect of Lark. Raises `GrammarError` where it is none."""
@@ -48,18 +55,19 @@ class Grammars:
 
 def json_rule(schema: Mapping[str, Any]) -> str:
     """JSON of a schema, as a part of a rule in `Grammars.lark`."""
-    return "%json " + _plain({**schema, "x-guidance": OPTIONS})
+    return f"%json {_json_text(schema)}"
 
 
 class Grammar:
     """What an answer may be. Holds nothing of an answer, so any number of them may keep to it."""
 
     def __init__(self, tokens: Any, text: str) -> None:
-        self._start = _library().LLMatcher(tokens, text, log_level=0)
+        library = _library()
+        limits = library.LLParserLimits(verbose_errors=False)
+        self._start = library.LLMatcher(tokens, text, log_level=0, limits=limits)
         self._size = tokens.vocab_size
-        if self._start.is_error():
-            reason = " ".join(self._start.get_error().split())[:300]
-            raise GrammarError(f"no text can be held to this: {reason}")
+        _check(self._start, "no text can be held to this")
+        self.begin().allowed()  # where that is too much for the library, better now than in an answer
 
     def begin(self) -> "Place":
         """Where an answer begins."""
@@ -76,16 +84,20 @@ class Place:
         """The same place, for another that goes on from here."""
         return Place(self._matcher.deep_copy(), self._size)
 
+    def allowed(self) -> "NDArray[np.uint8]":
+        """For each token, 1 if it may come next and 0 if not."""
+        bits = np.zeros((self._size + 31) // 32, dtype=np.int32)
+        self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
+        _check(self._matcher, "no text can be held to this any further")
+        return np.unpackbits(bits.view(np.uint8), count=self._size, bitorder="little")
+
     def masked(self, logits: Tensor) -> Tensor:
         """`logits` `[vocab_size]`, minus infinity where the token may not come next.
 
         A token that ends the answer may come where the grammar is complete, and only there.
         """
-        bits = np.zeros((self._size + 31) // 32, dtype=np.int32)
-        self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
-        self._check()
         allowed = np.zeros(len(logits), dtype=np.uint8)  # a model's head may have rows without a token
-        known = np.unpackbits(bits.view(np.uint8), bitorder="little")[: min(self._size, len(logits))]
+        known = self.allowed()[: len(logits)]
         allowed[: len(known)] = known
         return logits.masked_fill(torch.from_numpy(allowed) == 0, float("-inf"))
 
@@ -93,21 +105,22 @@ class Place:
         """The token, one of those that `masked` leaves, was chosen. Behind the end all is the same."""
         if not self._matcher.is_stopped():
             self._matcher.consume_token(token)
-        self._check()
-
-    def _check(self) -> None:
-        """A grammar may be too much for the library only when it is followed."""
-        if self._matcher.is_error():
-            reason = " ".join(self._matcher.get_error().split())[:300]
-            raise GrammarError(f"the answer cannot be held to its grammar any further: {reason}")
+        _check(self._matcher, "no text can be held to this any further")
 
 
-def _plain(schema: Mapping[str, Any]) -> str:
-    """As JSON itself; Python would write infinity and lone surrogates too, which are none."""
+def _check(matcher: Any, what: str) -> None:
+    """The library does not raise what is wrong with a grammar, or too much for it."""
+    if matcher.is_error():
+        reason = " ".join(matcher.get_error().split())[:300]
+        raise GrammarError(f"{what}: {reason}")
+
+
+def _json_text(schema: Mapping[str, Any]) -> str:
+    """The schema and our options, as JSON itself; Python would write infinity too, which is none."""
     try:
-        text = json.dumps(schema, allow_nan=False, ensure_ascii=False)
+        text = json.dumps({**schema, "x-guidance": OPTIONS}, allow_nan=False, ensure_ascii=False)
         text.encode()
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise GrammarError(f"the schema is no JSON: {error}") from error
     return text
 
