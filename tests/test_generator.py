@@ -1,7 +1,9 @@
 """The generator with somebody who proposes: good or bad, the tokens are the same."""
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from conftest import GREEDY, NoText, spread, transformers_ids
 
 from cake.draft import DraftModel
 from cake.generator import Generator, Piece
+from cake.model.grammar import Grammars
 from cake.model.sampling import Sampler, SamplingParams
 from cake.pipeline import Pipeline
 from cake.session import Session
@@ -284,6 +287,45 @@ async def test_a_draft_that_is_sometimes_right_changes_no_token(
             right += sum(piece.accepted for piece in answer)
             proposed += sum(piece.proposed for piece in answer)
         assert 0 < right < proposed
+
+
+class Bytes:
+    """A tokenizer as grammars want it: every token is a byte, but for the first one, which ends an answer."""
+
+    def __init__(self) -> None:
+        from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+        letters = sorted(pre_tokenizers.ByteLevel.alphabet())[:255]
+        model = models.BPE({"<end>": 0, **{letter: i + 1 for i, letter in enumerate(letters)}}, [])
+        whole = Tokenizer(model)
+        whole.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        whole.decoder = decoders.ByteLevel()
+        whole.add_special_tokens([AddedToken("<end>", special=True)])
+        self.serialized, self.decode = whole.to_str(), whole.decode
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+async def test_a_grammar_is_kept_to_whatever_is_proposed_and_lost(
+    tiny_model: Path, tmp_path: Path, eager: int, sampling: SamplingParams
+) -> None:
+    tokens_of = Bytes()
+    grammar = Grammars(tokens_of, {0}).lark(r"start: /([a-e]{2,4}[0-9]{3};){6}/")  # type: ignore[arg-type]
+    sampling = replace(sampling, grammar=grammar)
+    async with spread(tiny_model, SPREAD) as pipeline, spread(slightly_other(tiny_model, tmp_path), []) as d:
+        for prompt in PROMPTS:
+            plain = tokens(await pieces(generator(pipeline, None, stop=frozenset({0})), prompt, sampling, 60))
+            assert re.fullmatch(r"([a-e]{2,4}\d{3};){6}", tokens_of.decode(plain)), tokens_of.decode(plain)
+            for proposer in (
+                DraftModel(d).proposer,
+                NGrams,
+                lambda ids=prompt + plain: Scripted(ids, rubbish=3),
+            ):
+                made, session, got = generator(pipeline, proposer, stop=frozenset({0})), Session(), []
+                async for piece in made.generate(session, prompt, sampling, 60):
+                    got.append(piece.token)
+                    if len(got) in (5, 9, 13, 14):
+                        await pipeline.stages[0].forget([session.number])
+                assert got == plain
 
 
 def slightly_other(folder: Path, to: Path) -> Path:
