@@ -5,6 +5,7 @@ struct block { /* as in block.h */
     const float *attention_norm, *mlp_norm;
     const struct matrix *qkv, *output, *gate_up, *down;
     int64_t n_heads, n_kv_heads, head_dim;
+    int64_t rounds;
     double eps;
 };
 
@@ -90,11 +91,7 @@ static void attend(const double *q, const double *keys, const double *values, in
 /* As a cache of so many bits keeps it. */
 static double rounded_to(int64_t bits, double x)
 {
-    int exponent;
-    if (bits == 32)
-        return x;
-    const double digits = frexp(x, &exponent);
-    return ldexp(nearbyint(ldexp(digits, 8)), exponent - 8);
+    return bits == 32 ? x : to_digits(8, x);
 }
 
 /* `kept` is what the four matrices keep; `cache` that of this block alone, [2, n_kv_heads, capacity,
@@ -182,7 +179,7 @@ static int block_agrees(int bits, int64_t cache_bits, int64_t n_heads, int64_t n
     const struct block b = {random_floats(hidden, 1, 0.5f), random_floats(hidden, 1, 0.5f),
                             random_matrix(rows, hidden, bits), random_matrix(hidden, n_heads * dim, bits),
                             random_matrix(2 * inner, hidden, bits), random_matrix(hidden, inner, bits),
-                            n_heads, n_kv_heads, dim, 1e-5};
+                            n_heads, n_kv_heads, dim, 1, 1e-5};
     struct segment segments[SESSIONS] = {{0, 44, 61, 110, cache_bits, 0}, {44, 1, 0, 4, cache_bits, 0},
                                          {45, 4, 33, 37, cache_bits, 0}};
     double *caches[SESSIONS];

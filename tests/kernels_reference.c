@@ -28,9 +28,10 @@ int cake_use(const char *name);
 void cake_quantize(const struct matrix *matrix, const void *source, int bfloat, int64_t first, int64_t rows,
                    int64_t source_columns, int64_t threads);
 int cake_multiply(const struct matrix *m, const float *x, int64_t x_columns, int64_t tokens, float *y,
-                  int64_t threads);
+                  int rounds, int64_t threads);
 
 static long long compared; /* products so far */
+static int knows_bfloats;  /* whether the instruction set multiplies activations in bfloat16 */
 
 /* Zeros that end where a page ends which nobody may touch: reading beyond them is noticed. Never given
    back; this is over in seconds. */
@@ -252,9 +253,18 @@ static double product_of(const struct matrix *m, const double *w, const double *
     return sum;
 }
 
-static int products_agree(const struct matrix *m, const double *kept, const float *x, int64_t x_columns,
-                          int64_t tokens, int64_t threads)
+/* To the nearest of so many binary digits, of two the even one. */
+static double to_digits(int digits, double x)
 {
+    int exponent;
+    const double fraction = frexp(x, &exponent);
+    return ldexp(nearbyint(ldexp(fraction, digits)), exponent - digits);
+}
+
+static int products_agree(const struct matrix *m, const double *kept, const float *x, int64_t x_columns,
+                          int64_t tokens, int rounds, int64_t threads)
+{
+    const int rounded_to_bfloats = m->bits == 16 && rounds && knows_bfloats && tokens < 20; /* more: in panels */
     const size_t n = (size_t)(tokens * m->rows);
     float *y = memory(n * sizeof *y);
     double *exact = memory((size_t)m->columns * sizeof *exact);
@@ -263,11 +273,11 @@ static int products_agree(const struct matrix *m, const double *kept, const floa
     int fine = 1;
     for (size_t i = 0; i < n; i++)
         y[i] = NAN;
-    if (!cake_multiply(m, x, x_columns, tokens, y, threads))
+    if (!cake_multiply(m, x, x_columns, tokens, y, rounds, threads))
         fine = wrong(m, "memory", -1, tokens, 0, 1);
     for (int64_t t = 0; fine && t < tokens; t++) {
         for (int64_t c = 0; c < x_columns; c++)
-            exact[c] = x[t * x_columns + c];
+            exact[c] = rounded_to_bfloats ? to_digits(8, x[t * x_columns + c]) : x[t * x_columns + c];
         if (m->bits < 16)
             round_token(exact, x_columns, m->columns, rounded, doubt);
         for (int64_t r = 0; fine && r < m->rows; r++) {
@@ -298,7 +308,8 @@ static int check(int64_t rows, int64_t columns, int bits, fill_function *fill_nu
             continue; /* more than panels take at once; emulated, it takes its time */
         float *x = memory((size_t)(TOKENS[i] * columns) * sizeof *x);
         fill_numbers(x, TOKENS[i], columns);
-        fine = products_agree(&m, kept, x, columns, TOKENS[i], 1 + (int64_t)i % 3);
+        for (int rounds = 0; fine && rounds <= (bits == 16); rounds++)
+            fine = products_agree(&m, kept, x, columns, TOKENS[i], rounds, 1 + (int64_t)i % 3);
     }
     return fine;
 }
@@ -321,6 +332,7 @@ int main(int n_arguments, char **arguments)
         printf("no %s here\n", arguments[1]);
         return 2;
     }
+    knows_bfloats = strstr(arguments[1], "bf16") != NULL;
     for (size_t b = 0; b < sizeof BITS / sizeof *BITS; b++) {
         for (size_t s = 0; s < sizeof SIZES / sizeof *SIZES; s++)
             if (!check(SIZES[s][0], SIZES[s][1], BITS[b], fill_mixed))

@@ -93,6 +93,16 @@ def test_products_are_those_of_float64(instruction_set: str, size: tuple[int, in
         assert distance(found, expected) < (1e-6 if bits == 16 else 2e-3)
 
 
+def test_what_may_be_rounded_is_or_is_not(instruction_set: str) -> None:
+    """Activations in bfloat16 where there are instructions for it, else as they are."""
+    weight, x = numbers(64, 576), numbers(4, 576, seed=1)
+    matrix = quantized(weight, 16)
+    taken = x.bfloat16() if instruction_set == "avx512bf16" else x
+    found = matrix.multiply(x, rounds=True)
+    assert distance(found, taken.double() @ kept_values(weight, 16).t()) < 1e-6
+    assert distance(matrix.multiply(x), x.double() @ kept_values(weight, 16).t()) < 1e-6
+
+
 @pytest.mark.parametrize(("bits", "most"), [(4, 0.1), (8, 0.01), (16, 0.003)])
 def test_products_are_near_those_of_the_weights(instruction_set: str, bits: int, most: float) -> None:
     weight, x = torch.randn(300, 512), torch.randn(5, 512)

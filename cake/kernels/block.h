@@ -5,6 +5,7 @@ struct block {
     const float *attention_norm, *mlp_norm; /* [hidden] */
     const struct matrix *qkv, *output, *gate_up, *down;
     int64_t n_heads, n_kv_heads, head_dim;
+    int64_t rounds; /* whether activations may be rounded to bfloat16 for matrices of it */
     double eps;
 };
 
@@ -187,7 +188,8 @@ EXPORT int cake_block(const struct block *b, int64_t index, float *x, int64_t to
     run.mixed = (float *)(memory + wide);
     for (int i = 0; i < 4; i++) {
         const int adds = i == OUTPUT || i == DOWN;
-        run.products[i] = new_product(matrices[i], tokens, columns[i], adds ? x : run.wide, adds, threads);
+        run.products[i] = new_product(matrices[i], tokens, columns[i], adds ? x : run.wide, adds,
+                                      (int)b->rounds, threads);
         set_activations(&run.products[i], run.mixed + tokens * mixed);
     }
     on_threads(run_block, &run, threads);

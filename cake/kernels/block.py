@@ -34,6 +34,7 @@ class _Block(ctypes.Structure):
         ("n_heads", SIZE),
         ("n_kv_heads", SIZE),
         ("head_dim", SIZE),
+        ("rounds", SIZE),
         ("eps", ctypes.c_double),
     )
 
@@ -87,9 +88,13 @@ class FusedBlock:
         norms: tuple[Tensor, Tensor],
         matrices: tuple[NativeMatrix, NativeMatrix, NativeMatrix, NativeMatrix],
         heads: tuple[int, int, int],
+        rounds: bool,
         eps: float,
     ) -> None:
-        """Float32 norms of attention and MLP; qkv, output, gate_up, down; `n_heads, n_kv_heads, head_dim`."""
+        """Float32 norms of attention and MLP; qkv, output, gate_up, down; `n_heads, n_kv_heads, head_dim`.
+
+        `rounds`: what bfloat16 matrices are multiplied with may be rounded to bfloat16.
+        """
         kernels = library()
         assert kernels is not None, "whoever made the matrices has asked whether the kernels are there"
         self._call = kernels.cake_block
@@ -101,7 +106,7 @@ class FusedBlock:
         self.scratch_bytes = 4 * widest  # for a token
         self.weight_bytes = sum(matrix.nbytes for matrix in matrices)
         pointers = [norm.data_ptr() for norm in norms] + [matrix.address for matrix in matrices]
-        self._block = _Block(*pointers, *heads, eps)
+        self._block = _Block(*pointers, *heads, rounds, eps)
         self._address = ctypes.addressof(self._block)
 
     def pays(self, n_tokens: int) -> bool:

@@ -39,6 +39,7 @@ class NativeMatrix:
         self._weights = torch.empty(padded_rows * width * bits // 8, dtype=torch.uint8)
         self._scales = torch.empty(n_groups * (2 if bits == 4 else 1), dtype=torch.uint8)
         self._row_scales = torch.empty(padded_rows if n_groups else 0)
+        kernels.cake_large_pages(self._weights.data_ptr(), self._weights.nbytes)
         if padded_rows > rows:  # what no row fills is multiplied all the same
             for part in (self._weights, self._scales, self._row_scales):
                 part.zero_()
@@ -71,14 +72,17 @@ class NativeMatrix:
             torch.get_num_threads(),
         )
 
-    def multiply(self, x: Tensor) -> Tensor:
-        """From contiguous float32 `[n_tokens, columns]` to `[n_tokens, rows]`."""
+    def multiply(self, x: Tensor, rounds: bool = False) -> Tensor:
+        """From contiguous float32 `[n_tokens, columns]` to `[n_tokens, rows]`.
+
+        `rounds` allows a matrix of 16 bits to round them to bfloat16, which some processors multiply faster.
+        """
         n_tokens = x.shape[0]
         y = torch.empty((n_tokens, self.rows))
         small = n_tokens * self.rows * self.columns < ONE_IS_ENOUGH
         threads = 1 if small else torch.get_num_threads()
         done = self._kernels.cake_multiply(
-            self.address, x.data_ptr(), self.columns, n_tokens, y.data_ptr(), threads
+            self.address, x.data_ptr(), self.columns, n_tokens, y.data_ptr(), rounds, threads
         )
         if not done:
             raise MemoryError("no memory for the activations of a batch")

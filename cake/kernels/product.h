@@ -5,7 +5,8 @@ struct product {
     struct activations activations;
     const float *x;
     int64_t tokens, x_columns;
-    int panels; /* whether tokens are many enough to widen tiles for them */
+    int panels;  /* whether tokens are many enough to widen tiles for them */
+    int rounded; /* whether a bfloat16 matrix meets activations in bfloat16 too */
     float *y;
     int adds;
     int64_t tiles, tiles_at_once;
@@ -15,12 +16,13 @@ struct product {
 enum { FEWEST_FOR_PANELS = 20 };
 
 static struct product new_product(const struct matrix *m, int64_t tokens, int64_t x_columns, float *y, int adds,
-                                  int64_t threads)
+                                  int rounds, int64_t threads)
 {
     const int64_t tiles = (m->rows + TILE_ROWS - 1) / TILE_ROWS, share = tiles / (threads * 8);
+    const int panels = m->bits == 16 && tokens >= FEWEST_FOR_PANELS;
     return (struct product){.matrix = m, .tokens = tokens, .x_columns = x_columns, .y = y, .adds = adds,
-                            .panels = m->bits == 16 && tokens >= FEWEST_FOR_PANELS, .tiles = tiles,
-                            .tiles_at_once = share > 1 ? share : 1};
+                            .panels = panels, .rounded = m->bits == 16 && !panels && rounds && used->dense_rounded,
+                            .tiles = tiles, .tiles_at_once = share > 1 ? share : 1};
 }
 
 static size_t group_bytes(const struct matrix *m, int64_t tokens)
@@ -48,7 +50,9 @@ static float *packed(const struct product *job, int64_t c, int64_t t)
 static void prepare_floats(struct product *job, int64_t t, const float *x)
 {
     const int64_t columns = job->matrix->columns;
-    if (!job->panels)
+    if (job->rounded)
+        used->to_bfloats(x, (uint16_t *)job->activations.values + t * columns, columns);
+    else if (!job->panels)
         used->split_pairs(x, (float *)job->activations.values + t * columns, columns);
     for (int64_t c = 0; job->panels && c < columns; c += PANEL) {
         const int64_t left = columns - c;
@@ -103,7 +107,8 @@ static void multiply_tile(const struct product *job, int64_t tile, int64_t token
         const int64_t rest = end - token;
         at_once = rest >= 4 ? 4 : rest >= 2 ? 2 : 1;
         float out[MOST_TOKENS * TILE_ROWS];
-        (m->bits == 16 ? used->dense : used->tiles)(m, tile, &job->activations, token, at_once, out);
+        (m->bits < 16 ? used->tiles : job->rounded ? used->dense_rounded : used->dense)(
+            m, tile, &job->activations, token, at_once, out);
         put(job, tile, token, at_once, out);
     }
 }
@@ -196,14 +201,14 @@ static void *at_least(size_t bytes)
     return scratch.memory;
 }
 
-/* 0 when there was no memory. */
+/* `rounds`: activations may be rounded to bfloat16 for a matrix of it. 0 when there was no memory. */
 EXPORT int cake_multiply(const struct matrix *m, const float *x, int64_t x_columns, int64_t tokens, float *y,
-                         int64_t threads)
+                         int rounds, int64_t threads)
 {
     void *memory = at_least(activation_bytes(m, tokens));
     if (!memory)
         return 0;
-    struct product job = new_product(m, tokens, x_columns, y, 0, threads);
+    struct product job = new_product(m, tokens, x_columns, y, 0, rounds, threads);
     job.x = x;
     set_activations(&job, memory);
     if (tokens > 16)

@@ -84,32 +84,22 @@ static inline __attribute__((always_inline, target("avx2"))) __m256i dot8(__m256
 
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vnni")))
 #define NAME(x) avx512vnni_##x
-#define LANES 16
-#define PANEL_TOKENS 12
-#define INT __m512i
-#define FLOAT __m512
-#define INT_ZERO _mm512_setzero_si512
-#define FLOAT_ZERO _mm512_setzero_ps
-#define FLOAT_SET _mm512_set1_ps
-#define LOAD(p) _mm512_loadu_si512(p)
-#define LOAD_FLOATS _mm512_loadu_ps
-#define STORE _mm512_storeu_ps
-#define LOW_BFLOATS(v) _mm512_castsi512_ps(_mm512_slli_epi32(v, 16))
-#define HIGH_BFLOATS(v) _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32((int32_t)0xffff0000)))
-#define BROADCAST(p) _mm512_set1_epi32(four_bytes(p))
-#define LOW_NIBBLES(v) _mm512_and_si512(v, _mm512_set1_epi8(15))
-#define HIGH_NIBBLES(v) _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15))
-#define DOT4(sum, w, x) _mm512_dpbusd_epi32(sum, w, x)
-#define FOLD4(sum) (sum)
-#define DOT8(sum, w, x) _mm512_dpbusd_epi32(sum, _mm512_xor_si512(w, _mm512_set1_epi8(-128)), x)
-#define ZERO8 2048
-#define BYTES(p) _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(p))))
-#define TO_FLOAT _mm512_cvtepi32_ps
-#define TIMES _mm512_mul_ps
-#define PLUS _mm512_add_ps
-#define PLUS_PRODUCT(sum, x, y) _mm512_fmadd_ps(x, y, sum)
-#define MINUS_PRODUCT(sum, x, y) _mm512_fnmadd_ps(x, y, sum)
+#include "avx512.h"
 #include "tile.h"
+
+#if defined(__clang__) ? __clang_major__ >= 9 : __GNUC__ >= 10
+#define KNOWS_AVX512BF16 1
+#ifndef AS_BFLOATS
+#define AS_BFLOATS(v) ((__m512bh)(v))
+#endif
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vnni,avx512bf16")))
+#define NAME(x) avx512bf16_##x
+#define DOT_BFLOATS(sum, w, x) _mm512_dpbf16_ps(sum, AS_BFLOATS(w), AS_BFLOATS(x))
+#include "avx512.h"
+#include "tile.h"
+#else
+#define KNOWS_AVX512BF16 0
+#endif
 
 #elif defined(__aarch64__)
 
@@ -171,6 +161,9 @@ static const struct named_set {
     const struct instruction_set *set;
 } SETS[] = {
 #if defined(__x86_64__)
+#if KNOWS_AVX512BF16
+    {"avx512bf16", &avx512bf16_set},
+#endif
     {"avx512vnni", &avx512vnni_set},
 #if KNOWS_AVXVNNI
     {"avxvnni", &avxvnni_set},
@@ -187,8 +180,13 @@ static int has(const char *name)
 #if defined(__x86_64__)
     __builtin_cpu_init();
     int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    int vnni = avx2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni");
+#if KNOWS_AVX512BF16
+    if (!strcmp(name, "avx512bf16"))
+        return vnni && __builtin_cpu_supports("avx512bf16");
+#endif
     if (!strcmp(name, "avx512vnni"))
-        return avx2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni");
+        return vnni;
 #if KNOWS_AVXVNNI
     if (!strcmp(name, "avxvnni"))
         return avx2 && __builtin_cpu_supports("avxvnni");

@@ -22,7 +22,7 @@ NAME(tile)(const int T, const int bits, const struct matrix *m, int64_t tile, co
             STORE(out + t * TILE_ROWS + v * LANES, FLOAT_ZERO());
     for (int64_t g = 0; g < groups; g++, w += group_bytes, s += scale_bytes) {
         for (int i = 0; i < group_bytes; i += 64) /* the processor alone asks too late */
-            __builtin_prefetch(w + PREFETCH_BYTES + i);
+            __builtin_prefetch(w + PREFETCH_BYTES + i, 0, SECOND_LEVEL);
         const int8_t *x = (const int8_t *)a->values + token * row_bytes + g * GROUP;
         INT dots[MOST_TOKENS][VECTORS];
         for (int t = 0; t < T; t++)
@@ -103,24 +103,28 @@ static TARGET void NAME(tiles)(const struct matrix *m, int64_t tile, const struc
         WITH_TOKENS(tile, tokens, 8, m, tile, a, token, out)
 }
 
-/* Four rows of a bfloat16 matrix times T tokens, into `out` [T, 16] at row `row`. The activations are
+/* Some rows of a bfloat16 matrix times T tokens, into `out` [T, 16] at row `row`. The activations are
    float32, in blocks of 2 * LANES the even columns before the odd ones: a vector of pairs of weights
-   becomes two of float32 by a shift and a mask. */
+   becomes two of float32 by a shift and a mask.
+
+   For one token row after row, as they lie in memory, which the processor follows best. Several tokens'
+   activations are too many for the first-level cache: four rows share each reading of them, and ask for
+   the next four. Into the second level, as rows of 2,048 columns all want the same places in the first. */
 static inline __attribute__((always_inline)) TARGET void
-NAME(rows)(const int T, const uint16_t *w, int64_t columns, const float *x, float *out)
+NAME(rows)(const int T, const int ROWS, const uint16_t *w, int64_t columns, const float *x, float *out)
 {
-    enum { ROWS = 4, STEP = 2 * LANES };
-    FLOAT sums[MOST_TOKENS][ROWS];
+    enum { STEP = 2 * LANES };
+    FLOAT evens[MOST_TOKENS][MOST_ROWS], odds[MOST_TOKENS][MOST_ROWS];
     for (int t = 0; t < T; t++)
         for (int r = 0; r < ROWS; r++)
-            sums[t][r] = FLOAT_ZERO();
+            evens[t][r] = odds[t][r] = FLOAT_ZERO();
     int64_t whole = columns / STEP * STEP;
     for (int64_t c = 0; c < whole; c += STEP) {
-        FLOAT even[ROWS], odd[ROWS];
+        FLOAT even[MOST_ROWS], odd[MOST_ROWS];
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; r++) {
-            /* The processor's own prefetching ends with each page of 4 KiB. */
-            __builtin_prefetch(w + (r + ROWS) * columns + c);
+            const uint16_t *ahead = ROWS == 1 ? w + c + PREFETCH_BYTES / 2 : w + ROWS * (columns + c) + r * STEP;
+            __builtin_prefetch(ahead, 0, SECOND_LEVEL);
             INT pairs = LOAD(w + r * columns + c);
             even[r] = LOW_BFLOATS(pairs);
             odd[r] = HIGH_BFLOATS(pairs);
@@ -130,9 +134,65 @@ NAME(rows)(const int T, const uint16_t *w, int64_t columns, const float *x, floa
             FLOAT x_even = LOAD_FLOATS(x + t * columns + c), x_odd = LOAD_FLOATS(x + t * columns + c + LANES);
 #pragma GCC unroll 4
             for (int r = 0; r < ROWS; r++) {
-                sums[t][r] = PLUS_PRODUCT(sums[t][r], even[r], x_even);
-                sums[t][r] = PLUS_PRODUCT(sums[t][r], odd[r], x_odd);
+                evens[t][r] = PLUS_PRODUCT(evens[t][r], even[r], x_even);
+                odds[t][r] = PLUS_PRODUCT(odds[t][r], odd[r], x_odd);
             }
+        }
+    }
+    for (int t = 0; t < T; t++)
+        for (int r = 0; r < ROWS; r++) {
+            float lanes[LANES], sum = 0;
+            STORE(lanes, PLUS(evens[t][r], odds[t][r]));
+            for (int i = 0; i < LANES; i++)
+                sum += lanes[i];
+            for (int64_t c = whole; c < columns; c++)
+                sum += from_bfloat(w[r * columns + c]) * x[t * columns + c];
+            out[t * TILE_ROWS + r] = sum;
+        }
+}
+
+#define WITH_ROWS(function, tokens, w, columns, x, out)                                                  \
+    switch (tokens) {                                                                                  \
+    case 1: NAME(function)(1, 1, w, columns, x, out); break;                                           \
+    case 2: NAME(function)(2, MOST_ROWS, w, columns, x, out); break;                                   \
+    default: NAME(function)(4, MOST_ROWS, w, columns, x, out);                                         \
+    }
+
+static TARGET void NAME(dense)(const struct matrix *m, int64_t tile, const struct activations *a, int64_t token,
+                               int tokens, float *out)
+{
+    const int64_t columns = m->columns;
+    const uint16_t *w = (const uint16_t *)m->weights + tile * TILE_ROWS * columns;
+    const float *x = (const float *)a->values + token * columns;
+    for (int r = 0; r < TILE_ROWS; r += tokens == 1 ? 1 : MOST_ROWS)
+        WITH_ROWS(rows, tokens, w + r * columns, columns, x, out + r)
+}
+
+#ifdef DOT_BFLOATS
+/* As rows, of activations that are bfloat16 as well: one instruction for 2 * LANES products. */
+static inline __attribute__((always_inline)) TARGET void
+NAME(rounded_rows)(const int T, const int ROWS, const uint16_t *w, int64_t columns, const uint16_t *x, float *out)
+{
+    enum { STEP = 2 * LANES };
+    FLOAT sums[MOST_TOKENS][MOST_ROWS];
+    for (int t = 0; t < T; t++)
+        for (int r = 0; r < ROWS; r++)
+            sums[t][r] = FLOAT_ZERO();
+    int64_t whole = columns / STEP * STEP;
+    for (int64_t c = 0; c < whole; c += STEP) {
+        INT pairs[MOST_ROWS];
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; r++) {
+            const uint16_t *ahead = ROWS == 1 ? w + c + PREFETCH_BYTES / 2 : w + ROWS * (columns + c) + r * STEP;
+            __builtin_prefetch(ahead, 0, SECOND_LEVEL);
+            pairs[r] = LOAD(w + r * columns + c);
+        }
+#pragma GCC unroll 4
+        for (int t = 0; t < T; t++) {
+            const INT x_pairs = LOAD(x + t * columns + c);
+#pragma GCC unroll 4
+            for (int r = 0; r < ROWS; r++)
+                sums[t][r] = DOT_BFLOATS(sums[t][r], pairs[r], x_pairs);
         }
     }
     for (int t = 0; t < T; t++)
@@ -142,19 +202,21 @@ NAME(rows)(const int T, const uint16_t *w, int64_t columns, const float *x, floa
             for (int i = 0; i < LANES; i++)
                 sum += lanes[i];
             for (int64_t c = whole; c < columns; c++)
-                sum += from_bfloat(w[r * columns + c]) * x[t * columns + c];
+                sum += from_bfloat(w[r * columns + c]) * from_bfloat(x[t * columns + c]);
             out[t * TILE_ROWS + r] = sum;
         }
 }
 
-static TARGET void NAME(dense)(const struct matrix *m, int64_t tile, const struct activations *a, int64_t token,
-                               int tokens, float *out)
+static TARGET void NAME(dense_rounded)(const struct matrix *m, int64_t tile, const struct activations *a,
+                                       int64_t token, int tokens, float *out)
 {
-    const uint16_t *w = (const uint16_t *)m->weights + tile * TILE_ROWS * m->columns;
-    const float *x = (const float *)a->values + token * m->columns;
-    for (int r = 0; r < TILE_ROWS; r += 4)
-        WITH_TOKENS(rows, tokens, w + r * m->columns, m->columns, x, out + r)
+    const int64_t columns = m->columns;
+    const uint16_t *w = (const uint16_t *)m->weights + tile * TILE_ROWS * columns;
+    const uint16_t *x = (const uint16_t *)a->values + token * columns;
+    for (int r = 0; r < TILE_ROWS; r += tokens == 1 ? 1 : MOST_ROWS)
+        WITH_ROWS(rounded_rows, tokens, w + r * columns, columns, x, out + r)
 }
+#endif
 
 static TARGET void NAME(split_pairs)(const float *x, float *split, int64_t columns)
 {
@@ -166,6 +228,12 @@ static TARGET void NAME(split_pairs)(const float *x, float *split, int64_t colum
             split[c + LANES + i] = x[c + 2 * i + 1];
         }
     memcpy(split + whole, x + whole, (size_t)(columns - whole) * sizeof(float));
+}
+
+static TARGET void NAME(to_bfloats)(const float *x, uint16_t *rounded, int64_t columns)
+{
+    for (int64_t c = 0; c < columns; c++)
+        rounded[c] = to_bfloat(x[c]);
 }
 
 static TARGET void NAME(round_activations)(const float *x, int8_t *values, struct group *groups, int64_t n_groups)
@@ -183,12 +251,20 @@ static TARGET void NAME(quantize_row)(const struct matrix *m, int64_t row, const
 #include "attend.h"
 
 static const struct instruction_set NAME(set) = {
-    NAME(tiles), NAME(dense), NAME(multiply_panel), NAME(split_pairs),
+    NAME(tiles), NAME(dense),
+#ifdef DOT_BFLOATS
+    NAME(dense_rounded),
+#else
+    NULL,
+#endif
+    NAME(multiply_panel), NAME(split_pairs), NAME(to_bfloats),
     NAME(round_activations), NAME(quantize_row),
     NAME(norm), NAME(rotate), NAME(gate), NAME(attend),
 };
 
 #undef WITH_TOKENS
+#undef WITH_ROWS
+#undef DOT_BFLOATS
 #undef VECTORS
 #undef TARGET
 #undef NAME

@@ -193,7 +193,8 @@ class BfloatMatrix:
         """`x Wᵀ`."""
         if x.dtype == torch.bfloat16 and x.shape[0] > FEW_TOKENS and kernels.cpu_computes_bfloat16():
             return F.linear(x, self.weight)
-        return self.native.multiply(x.float().contiguous()).to(x.dtype)
+        rounds = x.dtype == torch.bfloat16  # it is rounded already
+        return self.native.multiply(x.float().contiguous(), rounds).to(x.dtype)
 
 
 class QuantizedMatrix:

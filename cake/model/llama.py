@@ -43,7 +43,8 @@ class Block:
             return None
         norms = (self._attention_norm.weight.float(), self._mlp_norm.weight.float())
         heads = (config.n_heads, config.n_kv_heads, config.head_dim)
-        return FusedBlock(norms, (qkv, output, gate_up, down), heads, config.norm_eps)
+        rounds = placement.dtype == torch.bfloat16
+        return FusedBlock(norms, (qkv, output, gate_up, down), heads, rounds, config.norm_eps)
 
     @property
     def weights(self) -> str:
