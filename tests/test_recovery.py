@@ -16,7 +16,7 @@ from relay import Relay
 from cake.errors import NodeLostError
 from cake.generator import Generator
 from cake.links import connect_peer as really_connect
-from cake.model.batch import Batch
+from cake.model.batch import Batch, Segment
 from cake.model.sampling import SamplingParams
 from cake.net.connection import Connection
 from cake.net.tls import Credentials
@@ -249,6 +249,18 @@ async def test_sessions_are_spread_over_replicas_and_their_texts_are_the_same(
         assert texts == [expected["greedy"]] * 4
         tokens = {stage.node: stage.stats.tokens for stage in pipeline.stages}
         assert tokens["a"] == tokens["b"] > 0
+
+
+async def test_parts_of_a_session_that_come_together_go_along_one_route(tiny_model: Path) -> None:
+    async with AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(serving(tiny_model, "first", FIRST))]
+        for name in ("a", "b"):
+            node = await stack.enter_async_context(serving(tiny_model, name, SECOND))
+            nodes.append(replace(node, replica=True))
+        routes = (await stack.enter_async_context(master_over(tiny_model, *nodes)))._routes
+        routes._built.clear()  # so that choosing one takes a while
+        parts = [Segment(1, 0, 4), Segment(1, 4, 4), Segment(1, 8, 4)]
+        assert len(set(await asyncio.gather(*map(routes.of, parts)))) == 1
 
 
 async def test_eight_requests_survive_the_loss_of_a_replica(
