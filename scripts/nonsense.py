@@ -27,6 +27,11 @@ ANSWER_S = 10.0  # in which a worker must answer, or hang up
 READ_BYTES = 1 << 16
 GREETED = whole(hello(NAME))
 
+
+class SurpriseError(Exception):
+    """A worker did not do what it must."""
+
+
 Reaction = Literal["hang up", "answer", "wait for more", "go on"]
 
 
@@ -35,10 +40,13 @@ class Oracle:
 
     def __init__(self, welcomed: bool, payload: int) -> None:
         """`payload` is the most bytes of a tensor that it takes after the welcome."""
-        self._frames = FrameReader(Limits(MAX_HEADER, payload) if welcomed else HANDSHAKE_LIMITS)
-        self._conversation = Conversation()
+        self._frames, self._conversation = FrameReader(HANDSHAKE_LIMITS), Conversation()
+        self._payload = payload
         if welcomed:
-            self._conversation.state = "ready"
+            self._welcome()
+
+    def _welcome(self) -> None:
+        self._frames.limits, self._conversation.state = Limits(MAX_HEADER, self._payload), "ready"
 
     def reaction(self, data: bytes) -> Reaction:
         """What the worker must do when these bytes have come."""
@@ -50,6 +58,8 @@ class Oracle:
             return "hang up"
         if self._conversation.state == "over":
             return "hang up"
+        if self._conversation.state == "greeted":
+            self._welcome()  # or it hangs up, which is an answer too
         if any(isinstance(message, Hello | Forward | Link) for message in messages):
             return "answer"
         return "wait for more" if self._frames.mid_frame else "go on"
@@ -86,7 +96,7 @@ class Nonsense:
     ) -> None:
         """Frames, one time in four before a hello, until the worker hangs up or waits for more.
 
-        Raises `TimeoutError` where it does not do what it must.
+        Raises `SurpriseError` where it does not do what it must.
         """
         welcomed = chance.random() < 0.75
         if welcomed:
@@ -115,6 +125,9 @@ async def _react(
             return bool(await asyncio.wait_for(reader.read(READ_BYTES), ANSWER_S))
     except ConnectionError:
         return False
+    except asyncio.TimeoutError as error:
+        port = writer.get_extra_info("sockname")[1]
+        raise SurpriseError(f"from port {port}, no sign to {expected} after {data[:300]!r}") from error
     return expected == "go on"
 
 

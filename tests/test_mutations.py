@@ -55,7 +55,12 @@ def test_some_of_what_is_sent_is_sound() -> None:
 
 def test_what_a_worker_must_do_is_foretold() -> None:
     hello, forward = FRAMES[0], FRAMES[2]
-    assert Oracle(False, 1 << 20).reaction(hello) == "answer"
+    new = Oracle(False, 1 << 20)
+    assert [new.reaction(frame) for frame in (hello, whole(Alive()), forward)] == [
+        "answer",
+        "go on",
+        "answer",
+    ]
     assert Oracle(False, 1 << 20).reaction(forward) == "hang up"
     ready = Oracle(True, 1 << 20)
     assert ready.reaction(whole(Alive())) == "go on"
