@@ -126,6 +126,7 @@ static inline void widen_square(const uint16_t *w, int64_t columns, float *to)
 #endif
 #define NAME(x) neon_##x
 #define LANES 4
+#define FOLLOWS_A_STREAM 0
 #define PANEL_TOKENS 4
 #define INT int32x4_t
 #define FLOAT float32x4_t

@@ -21,8 +21,9 @@ NAME(tile)(const int T, const int bits, const struct matrix *m, int64_t tile, co
         for (int v = 0; v < VECTORS; v++)
             STORE(out + t * TILE_ROWS + v * LANES, FLOAT_ZERO());
     for (int64_t g = 0; g < groups; g++, w += group_bytes, s += scale_bytes) {
-        for (int i = 0; i < group_bytes; i += 64) /* the processor alone asks too late */
-            __builtin_prefetch(w + PREFETCH_BYTES + i, 0, SECOND_LEVEL);
+        if (T > 1 || bits == 4 || !FOLLOWS_A_STREAM) /* else the processor alone asks too late */
+            for (int i = 0; i < group_bytes; i += 64)
+                __builtin_prefetch(w + PREFETCH_BYTES + i, 0, SECOND_LEVEL);
         const int8_t *x = (const int8_t *)a->values + token * row_bytes + g * GROUP;
         INT dots[MOST_TOKENS][VECTORS];
         for (int t = 0; t < T; t++)
@@ -123,8 +124,10 @@ NAME(rows)(const int T, const int ROWS, const uint16_t *w, int64_t columns, cons
         FLOAT even[MOST_ROWS], odd[MOST_ROWS];
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; r++) {
-            const uint16_t *ahead = ROWS == 1 ? w + c + PREFETCH_BYTES / 2 : w + ROWS * (columns + c) + r * STEP;
-            __builtin_prefetch(ahead, 0, SECOND_LEVEL);
+            if (ROWS > 1)
+                __builtin_prefetch(w + ROWS * (columns + c) + r * STEP, 0, SECOND_LEVEL);
+            else if (!FOLLOWS_A_STREAM)
+                __builtin_prefetch(w + c + PREFETCH_BYTES / 2, 0, SECOND_LEVEL);
             INT pairs = LOAD(w + r * columns + c);
             even[r] = LOW_BFLOATS(pairs);
             odd[r] = HIGH_BFLOATS(pairs);
@@ -183,8 +186,8 @@ NAME(rounded_rows)(const int T, const int ROWS, const uint16_t *w, int64_t colum
         INT pairs[MOST_ROWS];
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; r++) {
-            const uint16_t *ahead = ROWS == 1 ? w + c + PREFETCH_BYTES / 2 : w + ROWS * (columns + c) + r * STEP;
-            __builtin_prefetch(ahead, 0, SECOND_LEVEL);
+            if (ROWS > 1)
+                __builtin_prefetch(w + ROWS * (columns + c) + r * STEP, 0, SECOND_LEVEL);
             pairs[r] = LOAD(w + r * columns + c);
         }
 #pragma GCC unroll 4
@@ -269,6 +272,7 @@ static const struct instruction_set NAME(set) = {
 #undef TARGET
 #undef NAME
 #undef LANES
+#undef FOLLOWS_A_STREAM
 #undef INT
 #undef FLOAT
 #undef INT_ZERO
