@@ -31,12 +31,18 @@ class Chain:
         self, stages: Sequence[RemoteStage], links: Sequence[int] = (), wire_dtype: str | None = None
     ) -> None:
         """Hidden states travel in `wire_dtype`; without one, as the links allow."""
-        self.stages = tuple(stages)
+        self.stages, self._chosen_dtype = tuple(stages), wire_dtype
         round_trips = sum(stage.worker.round_trip_s for stage in stages)
         self._wire_dtype = WireDtype(stages[0].node, wire_dtype, round_trips)
         self._latest_network_s: deque[float] = deque(maxlen=LATEST)
         hops = zip(links, self.stages[1:], strict=True)
         self._route = tuple(Hop(link, stage.blocks.start) for link, stage in hops)
+
+    def until(self, block: int) -> "Chain | None":
+        """The stages that begin before `block`: the last of them answers."""
+        stages = [stage for stage in self.stages if stage.blocks.start < block]
+        links = [hop.link for hop in self._route[: len(stages) - 1]] if stages else []
+        return Chain(stages, links, self._chosen_dtype) if stages else None
 
     @property
     def alive(self) -> bool:

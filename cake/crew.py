@@ -13,6 +13,7 @@ from cake.errors import NodeError, NodeLostError
 from cake.net.tls import Credentials
 from cake.protocol.handshake import Expectation
 from cake.remote import Patience, RemoteWorker, UnreachableError, connect_worker
+from cake.tasks import end
 from cake.topology import Node
 
 log = logging.getLogger(__name__)
@@ -52,9 +53,7 @@ class Crew:
         try:
             missing = await self._joined(set(tasks), enough)
         except BaseException:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end(tasks)
             await self.close()
             raise
         for name in [tasks[task] for task in missing]:
@@ -144,8 +143,5 @@ class Crew:
     async def close(self) -> None:
         """Take leave of all, and dial nobody any more."""
         self._closed = True
-        dialling = list(self._dialling.values())
-        for task in dialling:
-            task.cancel()
-        await asyncio.gather(*dialling, return_exceptions=True)
+        await end(self._dialling.values())
         await asyncio.gather(*(worker.close() for worker in list(self.workers.values())))

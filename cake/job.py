@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from cake.model.batch import Segment
-from cake.session import Session
+from cake.session import Kept, Session
 
 OnProgress = Callable[[int], object]
 
@@ -45,16 +45,28 @@ class Job:
         """Tokens that are still to be sent."""
         return len(self.ids) - self.sent
 
+    @property
+    def kept(self) -> Kept | None:
+        """By stages that need not run the next tokens again."""
+        kept = self.session.kept
+        return kept if kept is not None and self.sent < kept.n_tokens else None
+
     def take(self, most: int) -> "Part | None":
-        """The next at most `most` tokens; the last part has all rows whose logits are wanted."""
-        length = min(self.missing, most)
+        """The next at most `most` tokens; the last part has all rows whose logits are wanted.
+
+        A part is either for all stages, or for none of those that hold its tokens still.
+        """
+        length, kept = min(self.missing, most), self.kept
         if 0 < self.missing - length < self.wanted:
             length = self.missing - self.wanted
+        if kept is not None:
+            length = min(length, kept.n_tokens - self.sent)
         if not length:
             return None
         source, self.source = self.source, None
         self.sent += length
-        return Part(self, self.sent - length, length, self.attempt, source)
+        block = kept.block if kept else None
+        return Part(self, self.sent - length, length, self.attempt, source, block)
 
     def fail_next(self) -> None:
         """Nothing comes of those that follow: this one was not run when they were."""
@@ -74,6 +86,7 @@ class Part:
     length: int
     attempt: int
     source: int | None
+    until: int | None  # the block before which it ends, if that is not behind the last
 
     @property
     def ids(self) -> list[int]:

@@ -6,7 +6,7 @@ Where one is lost it says so, and can be mended; what was on its way then is the
 
 import asyncio
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeVar
 
 import psutil
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 OnBytes = Callable[[int], object]
+NOWHERE: Mapping[Hashable, int] = {}
 
 
 class Pipeline:
@@ -76,18 +77,32 @@ class Pipeline:
         """Seconds that a small batch spends on the network, as measured lately."""
         return self._routes.network_s
 
-    async def forward(self, ids: Sequence[int], segments: Sequence[Segment]) -> Tensor:
-        """Run tokens `ids`, laid out by `segments`, through all blocks.
+    async def forward(
+        self, ids: Sequence[int], segments: Sequence[Segment], until: Mapping[Hashable, int] = NOWHERE
+    ) -> Tensor:
+        """Run tokens `ids`, laid out by `segments`, through all blocks, a session in `until` not so far.
 
-        Returns hidden states `[n_tokens, hidden_size]`. Raises `SessionLostError` when a stage
+        Returns hidden states `[n_tokens, hidden_size]`, as they come before the block that `until` gives
+        for a session, and else behind the last. Raises `SessionLostError` when a stage
         holds too little of a session: run its earlier tokens again. Raises `NodeLostError` when a
         worker is gone: `mend`, and try again.
         """
         routes = [await self._routes.of(segment) for segment in segments]
+        for i, segment in enumerate(segments):
+            if segment.session in until:
+                routes[i] = routes[i].until(until[segment.session])
         hidden = await self._thread.run(self._embed, ids)
         if len(set(routes)) == 1:
-            return await routes[0].forward(Batch(hidden, tuple(segments)))
+            # In a task as below, so that no part of a session overtakes the one before.
+            return await asyncio.create_task(routes[0].forward(Batch(hidden, tuple(segments))))
         return await _forward_apart(hidden, segments, routes)
+
+    def lacking(self, session: Hashable) -> int | None:
+        """The block before which stages lack what they are told of a session, because others were lost.
+
+        Those behind hold what they held. None where no stage was lost, or the last one: run all again.
+        """
+        return self._routes.lacking(session)
 
     async def mend(self) -> None:
         """Wait until every block is served again. Raises `NodeLostError` when that takes too long."""

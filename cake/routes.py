@@ -1,7 +1,7 @@
 """Routes: which stages the tokens of a session pass, chosen when it begins and anew when one is lost.
 
 Nodes that serve the same blocks share the sessions. A session that goes on along another route finds
-stages that hold nothing of it; they say so, and the scheduler runs its tokens again.
+stages that hold nothing of it, so the scheduler runs its tokens again, as far as the last of these.
 """
 
 import asyncio
@@ -9,13 +9,14 @@ import itertools
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from torch import Tensor
 
 from cake.chain import Chain, link_stages
 from cake.cover import Offer, cheapest_cover
 from cake.crew import Crew
-from cake.errors import NodeLostError
+from cake.errors import NodeLostError, SessionLostError
 from cake.model.batch import Batch, Segment
 from cake.protocol.handshake import describe_spans
 from cake.remote import RemoteStage
@@ -44,6 +45,14 @@ class Route:
     def __init__(self, legs: Sequence[LocalStage | Chain]) -> None:
         self._legs = tuple(legs)
         self.stages = tuple(_stages_of(legs))
+        self._until: dict[int, Route] = {}  # the same, but ending earlier
+
+    def until(self, block: int) -> "Route":
+        """The stages that begin before `block`."""
+        if block not in self._until:
+            legs = [_leg_until(leg, block) for leg in self._legs]
+            self._until[block] = Route([leg for leg in legs if leg is not None])
+        return self._until[block]
 
     @property
     def alive(self) -> bool:
@@ -61,7 +70,7 @@ class Route:
         return sum(leg.network_s for leg in self._legs if isinstance(leg, Chain))
 
     async def forward(self, batch: Batch) -> Tensor:
-        """Run the batch through all blocks; hidden states `[n_tokens, hidden_size]`."""
+        """Run the batch through its blocks; hidden states `[n_tokens, hidden_size]`."""
         for leg in self._legs:
             batch = Batch((await leg.forward(batch)).hidden, batch.segments)
         return batch.hidden
@@ -86,6 +95,7 @@ class Routes:
         self._remote: dict[tuple[str, int], RemoteStage] = {}  # by node and first block, lost ones too
         self._built: dict[tuple[AnyStage, ...], Route] = {}
         self._of_session: dict[Hashable, Route] = {}
+        self._lacking: dict[Hashable, int] = {}  # the block behind the last stage that lacks a session
         self._changing = asyncio.Lock()
 
     @property
@@ -112,23 +122,46 @@ class Routes:
     async def of(self, segment: Segment) -> Route:
         """The route of the segment's session. Raises `NodeLostError` where there is none.
 
-        One through a worker that is leaving is kept only where there is no other.
+        One through a worker that is leaving is kept only where there is no other. Raises
+        `SessionLostError` where the session has to go on along another, as that lacks its tokens.
         """
         route = self._of_session.get(segment.session)
-        if route is not None and route.alive and not route.leaving:
+        if _is_good(route):
             return route
         async with self._changing:
+            route = self._of_session.get(segment.session)
+            if _is_good(route):  # another part of the session was quicker
+                return route
             chosen = await self._choose(self._of_session.get(segment.source))
-        if route is not None and route.alive and chosen.leaving:
-            return route
-        self._of_session[segment.session] = chosen
-        for stage in route.stages if route else ():
-            if stage not in chosen.stages:  # it shall not keep what nobody asks for
-                await stage.forget([segment.session])
+            if route is not None and route.alive and chosen.leaving:
+                return route
+            self._of_session[segment.session] = chosen
+        if route is not None:
+            await self._move(segment, route, chosen)
         return chosen
+
+    async def _move(self, segment: Segment, old: Route, new: Route) -> None:
+        session, lacking = segment.session, [stage for stage in new.stages if stage not in old.stages]
+        lost = bool(lacking and segment.position and segment.source is None)
+        if lost:
+            self._lacking[session] = max(lacking[-1].blocks.stop, self._lacking.get(session, 0))
+        for stage in old.stages:
+            if stage not in new.stages:  # it shall not keep what nobody asks for
+                await stage.forget([session])
+        if lost:
+            raise SessionLostError(session, 0)
+
+    def lacking(self, session: Hashable) -> int | None:
+        """The block before which stages lack a session since it has moved; asked once.
+
+        The stages behind hold what they held. None where it has not moved, or there are none.
+        """
+        block = self._lacking.pop(session, self._n_blocks)
+        return block if block < self._n_blocks else None
 
     def forget(self, session: Hashable) -> tuple[AnyStage, ...]:
         """The session is over; the stages that may hold something of it."""
+        self._lacking.pop(session, None)
         route = self._of_session.pop(session, None)
         return route.stages if route else ()
 
@@ -214,6 +247,16 @@ class Routes:
                     return False
                 self._adopted.append(stage)
         return True
+
+
+def _is_good(route: Route | None) -> TypeGuard[Route]:
+    return route is not None and route.alive and not route.leaving
+
+
+def _leg_until(leg: LocalStage | Chain, block: int) -> LocalStage | Chain | None:
+    if isinstance(leg, Chain):
+        return leg.until(block)
+    return leg if leg.blocks.start < block else None
 
 
 def _is_leaving(stage: AnyStage) -> bool:

@@ -14,7 +14,7 @@ Knows nothing of text, and of sampling only as a function that it calls.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from torch import Tensor
@@ -42,7 +42,11 @@ class Stages(Protocol):
     @property
     def max_batch_tokens(self) -> int: ...
 
-    async def forward(self, ids: Sequence[int], segments: Sequence[Segment]) -> Tensor: ...
+    async def forward(
+        self, ids: Sequence[int], segments: Sequence[Segment], until: Mapping[Hashable, int]
+    ) -> Tensor: ...
+
+    def lacking(self, session: Hashable) -> int | None: ...
 
     async def mend(self) -> None: ...
 
@@ -96,9 +100,10 @@ class Scheduler:
         """Run the ids that the stages lack, and the proposals behind them.
 
         The job is done with what `choice` makes of the logits of the last id and of each proposal; it
-        runs in the device's thread. A stage that lost the session (it answers so) gets all ids again,
-        once, and once more when one of the other sessions has made room; where a stage itself is lost,
-        the pipeline is mended first. At most one job of a session at a time, but for those that follow it.
+        runs in the device's thread. Where a stage lost the session (it answers so) all stages get all ids
+        again, once, and once more when one of the other sessions has made room. Where a stage itself is
+        lost the pipeline is mended first, and those behind it get only what they lack. At most one job of
+        a session at a time, but for those that follow it.
         """
         ids, wanted = [*session.ids, *proposals], len(proposals) + 1
         chunk = self._chunk_for(len(ids) - session.held, wanted)
@@ -123,7 +128,8 @@ class Scheduler:
         return min(max(chunk, wanted), self._pipeline.max_batch_tokens)
 
     def _queue(self, job: Job) -> None:
-        (self._few if job.missing <= FEW_TOKENS else self._prompts).append(job)
+        few = job.missing <= FEW_TOKENS and job.kept is None  # which go in one part
+        (self._few if few else self._prompts).append(job)
         self._pump_soon()
 
     def _pump_soon(self) -> None:
@@ -202,9 +208,12 @@ class Scheduler:
         """Through the stages, then choose; whatever happens reaches those who wait."""
         batch = [token for part in parts for token in part.ids]
         segments = [part.segment for part in parts]
+        until: dict[Hashable, int] = {
+            part.job.session.number: part.until for part in parts if part.until is not None
+        }
         try:
             try:
-                hidden = await self._pipeline.forward(batch, segments)
+                hidden = await self._pipeline.forward(batch, segments, until)
             finally:  # before the head: the stages shall not wait for it
                 self._travelling -= _needs_room(parts)
                 self._choosing += n_few
@@ -233,9 +242,8 @@ class Scheduler:
             end += part.length
             if part.stale:
                 continue
-            session = part.job.session
-            session.held, session.source = min(part.position + part.length, len(session.ids)), None
-            if not part.job.replayed:
+            part.job.session.holds(part.position + part.length)
+            if not part.job.replayed and part.until is None:
                 part.job.on_progress(part.length)
             if part.last:
                 jobs.append(part.job)
@@ -253,7 +261,10 @@ class Scheduler:
                 job.done.set_exception(error)
 
     def _again(self, parts: list[Part], error: SessionLostError) -> None:
-        """A stage lost a session and did nothing: send that from its beginning, the others as before."""
+        """A stage lost a session and did nothing: send that from its beginning, the others as before.
+
+        A replay for those alone that came in the place of lost ones does not count: others may have lost it.
+        """
         named = {part.job.session.number for part in parts} & {error.session}
         for part in parts:
             job = part.job
@@ -261,7 +272,8 @@ class Scheduler:
                 continue
             job.fail_next()
             lost = not named or job.session.number == error.session  # who names none has lost all
-            again = lost and job.session.lose()
+            again = lost and self._lose(job.session)
+            lost = lost and job.session.kept is None
             if job.follows:
                 job.done.set_result(None)
             elif again and self._turns.wait(job):
@@ -273,10 +285,18 @@ class Scheduler:
                 job.replayed = job.replayed or lost
                 self._restart(job)
 
+    def _lose(self, session: Session) -> bool:
+        """Whether the stages lose it again and again."""
+        block = self._pipeline.lacking(session.number)
+        if block is None:
+            return session.lose()
+        session.lose_before(block)
+        return False
+
     async def _mend(self, parts: list[Part], error: NodeLostError) -> None:
         """A stage is gone. When its blocks are served again, send what was on its way once more.
 
-        Whoever serves them may hold nothing of a session. It will say so; the others hold what they held.
+        Whoever serves them may hold nothing of a session; the others hold what they held.
         """
         for part in parts:
             if not part.stale:

@@ -3,8 +3,16 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 FAR = 16  # tokens
+
+
+class Kept(NamedTuple):
+    """The stages from `block` on hold more of a session than those before: its first `n_tokens`."""
+
+    n_tokens: int
+    block: int
 
 
 @dataclass(eq=False)
@@ -19,6 +27,7 @@ class Session:
     held: int = 0
     number: int = field(default_factory=itertools.count().__next__)  # unique in this process
     source: int | None = None
+    kept: Kept | None = None  # by some of the stages, beyond what all hold
     lost_at: int | None = None  # its length when the stages were last found to hold nothing of it
 
     def shared(self, ids: Sequence[int]) -> int:
@@ -30,7 +39,7 @@ class Session:
 
     def keep_prefix(self, ids: Sequence[int]) -> None:
         """Become the sequence `ids`; what it shares with the old one need not be run again."""
-        self.ids, self.held = list(ids), self.shared(ids)
+        self.ids, self.held, self.kept = list(ids), self.shared(ids), None
 
     def copy(self, n_tokens: int) -> "Session":
         """Another session that begins with the first `n_tokens` of this one."""
@@ -38,10 +47,22 @@ class Session:
 
     def cut(self, length: int) -> None:
         """Forget what lies beyond the first `length` tokens."""
-        self.ids, self.held = self.ids[:length], min(self.held, length)
+        self.ids, self.held, self.kept = self.ids[:length], min(self.held, length), None
+
+    def holds(self, n_tokens: int) -> None:
+        """All stages hold so many tokens of it, those that are only proposed not counted."""
+        self.held, self.source = min(n_tokens, len(self.ids)), None
+        if self.kept is not None and self.held >= self.kept.n_tokens:
+            self.kept = None
+
+    def lose_before(self, block: int) -> None:
+        """The stages before `block` may hold nothing of it any more; those behind hold what they held."""
+        before = self.kept or Kept(self.held, block)
+        n_tokens = min(before.n_tokens, len(self.ids) - 1)  # the last one's logits are wanted
+        self.held, self.kept = 0, Kept(n_tokens, max(before.block, block)) if n_tokens else None
 
     def lose(self) -> bool:
         """The stages hold nothing of it any more; whether that comes again before it has got far."""
         again = self.lost_at is not None and len(self.ids) - self.lost_at < FAR
-        self.held, self.source, self.lost_at = 0, None, len(self.ids)
+        self.held, self.source, self.kept, self.lost_at = 0, None, None, len(self.ids)
         return again

@@ -252,7 +252,7 @@ class LocalStage:
 
     def _make_room(self, segments: Sequence[Segment]) -> None:
         """A cache for each session, with room for its tokens; nothing that one holds is changed."""
-        sources = {segment.source for segment in segments if segment.source is not None}
+        sources = {source for segment in segments if (source := _copied(segment)) is not None}
         needed = {segment.session for segment in segments} | sources
         self._budget.use(needed)
         longest = min(self.context, self._budget.longest)
@@ -272,7 +272,13 @@ class LocalStage:
     def _cut(self, segment: Segment) -> SessionCache:
         """The session's cache, cut to the segment's position."""
         cache = self._caches[segment.session]
-        if segment.source is not None:
-            cache.take_over(self._caches[segment.source], segment.position)
+        source = _copied(segment)
+        if source is not None:
+            cache.take_over(self._caches[source], segment.position)
         cache.rewind(segment.session, segment.position)
         return cache
+
+
+def _copied(segment: Segment) -> Hashable | None:
+    """The session of which it takes tokens; whoever takes none needs none that is there."""
+    return segment.source if segment.position else None

@@ -16,6 +16,7 @@ from cake.memory import return_freed_memory
 from cake.net.admission import Admission, Network
 from cake.net.connection import Connection
 from cake.net.listener import listen
+from cake.tasks import end
 from cake.text import human_bytes
 from cake.visit import Service, Visit
 
@@ -71,9 +72,7 @@ class Worker:
             self._reporter.cancel()
         visits = dict(self._visits)
         strangers = [visit for visit in visits.values() if self._admission.waits(visit)]
-        for task in visits:
-            task.cancel()
-        await asyncio.gather(*visits, return_exceptions=True)
+        await end(visits)
         partings = [v.connection.close(None if v in strangers else reason) for v in visits.values()]
         await asyncio.gather(*partings)
 

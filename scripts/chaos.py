@@ -20,7 +20,8 @@ from pathlib import Path
 import click
 import torch
 from faults import FAULTS, Ending, Play, frozen, killed_with_replica, masters_killed
-from intruders import INTRUDERS, mutated_frames
+from intruders import INTRUDERS
+from nonsense import mutated_frames
 from shortage import chats_in_turn
 from uninvited import uninvited
 
@@ -32,6 +33,7 @@ EVERY: dict[str, Fault] = {
     **FAULTS,
     "12 chats in room for 3": chats_in_turn,
     **INTRUDERS,
+    "mutated frames": mutated_frames,
     "no cluster key": uninvited,
 }
 SHORTER: dict[Fault, Fault] = {

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,18 +19,21 @@ from cake.weights.checkpoint import Checkpoint
 
 
 @contextlib.contextmanager
-def running_workers(checkpoint: Checkpoint, n: int, threads: int, placement: Placement) -> Iterator[Topology]:
+def running_workers(
+    checkpoint: Checkpoint, n: int, threads: int, placement: Placement, cluster_key: str | None = None
+) -> Iterator[Topology]:
     """Start worker processes that share the blocks evenly; their topology."""
-    with worker_processes(checkpoint, n, threads, placement) as (topology, _):
+    with worker_processes(checkpoint, n, threads, placement, cluster_key) as (topology, _):
         yield topology
 
 
 @contextlib.contextmanager
 def worker_processes(
-    checkpoint: Checkpoint, n: int, threads: int, placement: Placement
+    checkpoint: Checkpoint, n: int, threads: int, placement: Placement, cluster_key: str | None = None
 ) -> Iterator[tuple[Topology, list["subprocess.Popen[str]"]]]:
     """The same, and the processes in the order of their nodes."""
     n_blocks, processes = checkpoint.config.n_blocks, []
+    environment = {**os.environ, **({"CAKE_CLUSTER_KEY": cluster_key} if cluster_key else {})}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "topology.yml")
         write_topology(file, n_blocks, [0] * n)
@@ -39,7 +43,8 @@ def worker_processes(
         try:
             for i in range(n):
                 command = [*common, "--name", f"worker{i}"]
-                processes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+                process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+                processes.append(process)
             write_topology(file, n_blocks, [served_port(process) for process in processes])
             yield load_topology(file), processes
         finally:

@@ -1,4 +1,4 @@
-"""What many requests, long prompts, slow links and loading cost: the scenarios of `bench.py --scenario`.
+"""What requests, long prompts, slow links, encryption and loading cost: scenarios of `bench.py --scenario`.
 
 Workers are real processes with one thread each; the master computes with one. Where two set-ups are
 compared their runs take turns, and the ratio of medians counts.
@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import click
 from distant_workers import behind_slow_links, guessing, int8_on_the_wire
+from encryption import encrypted
 from loading import alternating, loading, resident
 from many_requests import beside_a_long_prompt, eight_requests, waiting
 from trial import GREEDY, Bench, Outcome, first_token, in_turn, three_digits
@@ -87,6 +88,7 @@ SCENARIOS: dict[str, Callable[[Bench], Awaitable[Outcome]]] = {
     "wire": int8_on_the_wire,
     "turn": second_turn,
     "overhead": overhead,
+    "tls": encrypted,
     "loading": loading,
     "memory": resident,
     "alternating": alternating,

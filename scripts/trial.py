@@ -20,6 +20,7 @@ from cake.generator import Generator
 from cake.model.linear import Placement
 from cake.model.sampling import SamplingParams
 from cake.model.tokenizer import Tokenizer
+from cake.net.tls import Credentials, new_credentials
 from cake.pipeline import Pipeline, open_pipeline
 from cake.remote import Patience
 from cake.session import Session
@@ -93,23 +94,29 @@ class Bench:
             start_tracing(pipeline.stages)
 
     @contextlib.asynccontextmanager
-    async def cluster(self, n_workers: int) -> AsyncIterator[Generator]:
+    async def cluster(self, n_workers: int, cluster_key: str | None = None) -> AsyncIterator[Generator]:
         """A generator over fresh workers."""
-        workers = running_workers(self.checkpoint, n_workers, 1, self.placement)
+        workers = running_workers(self.checkpoint, n_workers, 1, self.placement, cluster_key)
+        credentials = new_credentials(cluster_key) if cluster_key else None
         with contextlib.ExitStack() as stack:
             # In a thread: meanwhile another cluster's master must go on saying that it is alive.
             topology = await asyncio.to_thread(stack.enter_context, workers)
-            async with generator_over(topology, self.checkpoint, self.placement) as generator:
+            opening = generator_over(topology, self.checkpoint, self.placement, credentials)
+            async with opening as generator:
                 yield generator
 
 
 @contextlib.asynccontextmanager
 async def generator_over(
-    topology: Topology, checkpoint: Checkpoint, placement: Placement
+    topology: Topology,
+    checkpoint: Checkpoint,
+    placement: Placement,
+    credentials: Credentials | None = None,
 ) -> AsyncIterator[Generator]:
     """A generator over these nodes, which no token stops."""
     context = min(checkpoint.config.context, CONTEXT)
-    pipeline = await open_pipeline(checkpoint, topology, DeviceThread(placement, 1), context, Patience())
+    thread = DeviceThread(placement, 1)
+    pipeline = await open_pipeline(checkpoint, topology, thread, context, Patience(), credentials=credentials)
     try:
         yield Generator(pipeline, Tokenizer(checkpoint.folder), frozenset())
     finally:

@@ -129,6 +129,25 @@ async def test_what_a_later_stage_has_lost_reaches_the_master(tiny_model: Path) 
             await run([chain], 0, states(513))
 
 
+async def test_a_chain_may_end_at_any_of_its_stages(tiny_model: Path, every_block: LocalStage) -> None:
+    async with three(tiny_model) as stages:
+        (chain,) = await soon(link_stages(stages))
+        assert chain.until(0) is None
+        names = [[stage.node for stage in chain.until(block).stages] for block in (1, 2, 3, 4, 5, 6)]
+        assert names == [
+            ["w0"],
+            ["w0"],
+            ["w0", "w1"],
+            ["w0", "w1", "w2"],
+            ["w0", "w1", "w2"],
+            ["w0", "w1", "w2"],
+        ]
+        short = await run([chain.until(3)], 0, states(5))
+        apart = await run([Chain([stage]) for stage in stages[:2]], 0, states(5), session=8)
+        assert torch.equal(short, apart)
+        assert [stage.stats.tokens for stage in stages] == [10, 10, 0]
+
+
 async def test_a_session_that_begins_as_a_copy(tiny_model: Path, every_block: LocalStage) -> None:
     async with three(tiny_model) as stages:
         (chain,) = await soon(link_stages(stages))

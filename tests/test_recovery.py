@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -15,6 +16,7 @@ from relay import Relay
 from cake.errors import NodeLostError
 from cake.generator import Generator
 from cake.links import connect_peer as really_connect
+from cake.model.batch import Batch, Segment
 from cake.model.sampling import SamplingParams
 from cake.net.connection import Connection
 from cake.net.tls import Credentials
@@ -24,6 +26,7 @@ from cake.protocol.messages import Link
 from cake.remote import Patience, RemoteWorker
 from cake.routes import Recovery
 from cake.session import Session
+from cake.stage import Computed, LocalStage
 from cake.topology import Node, Topology
 from cake.visit import Service
 from cake.weights.checkpoint import Checkpoint
@@ -107,6 +110,70 @@ async def test_a_replica_goes_on_where_a_worker_was_lost(
         assert tokens["spare"] >= N - 9
 
 
+THIRDS = {"first": range(0, 2), "second": range(2, 4), "third": range(4, 6)}
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """Tokens by the first block of the workers' stages, as they count them."""
+
+    def compute(self: LocalStage, batch: Batch) -> Computed:
+        result = really_compute(self, batch)
+        tokens[self.blocks.start] += len(batch.hidden)
+        return result
+
+    tokens: Counter[int] = Counter()
+    really_compute = LocalStage._compute
+    monkeypatch.setattr(LocalStage, "_compute", compute)
+    return tokens
+
+
+@pytest.mark.parametrize(("name", "sampling"), [("greedy", GREEDY), ("sampled", SAMPLED)])
+@pytest.mark.parametrize("lost", range(3))
+async def test_workers_behind_the_one_that_was_lost_do_not_compute_again(
+    tiny_model: Path,
+    expected: dict[str, list[int]],
+    computed: Counter[int],
+    lost: int,
+    name: str,
+    sampling: SamplingParams,
+) -> None:
+    computed.clear()
+    async with AsyncExitStack() as stack:
+        dying, nodes = AsyncExitStack(), list[Node]()
+        for i, (node, span) in enumerate(THIRDS.items()):
+            where = dying if i == lost else stack
+            nodes.append(await where.enter_async_context(serving(tiny_model, node, span)))
+        spare = await stack.enter_async_context(serving(tiny_model, "spare", nodes[lost].spans[0]))
+        topology = [*nodes, replace(spare, replica=True)]
+        pipeline = await stack.enter_async_context(master_over(tiny_model, *topology))
+        ids = await ids_with(pipeline, lambda n: dying.aclose() if n == 9 else None, sampling)
+    assert ids == expected[name]
+    usual, replayed = len(PROMPT) + N - 1, len(PROMPT) + 8
+    more = [computed[span.start] - usual for span in THIRDS.values()]
+    assert more == [replayed] * (lost + 1) + [0] * (2 - lost)
+
+
+async def test_a_worker_behind_one_that_comes_back_again_and_again_computes_nothing_twice(
+    tiny_model: Path, expected: dict[str, list[int]], computed: Counter[int]
+) -> None:
+    computed.clear()
+    async with AsyncExitStack() as stack:
+        nodes = [
+            await stack.enter_async_context(serving(tiny_model, name, span)) for name, span in THIRDS.items()
+        ]
+        nodes[1], relay = await stack.enter_async_context(behind_relay(nodes[1]))
+        pipeline = await stack.enter_async_context(master_over(tiny_model, *nodes))
+
+        async def cut_and_restore() -> None:
+            relay.cut()
+            asyncio.get_running_loop().call_later(0.3, relay.restore)
+
+        ids = await ids_with(pipeline, lambda n: cut_and_restore() if n in (5, 11) else None)
+    assert ids == expected["greedy"]
+    assert computed[4] <= len(PROMPT) + N - 1 + 2, "and what was on its way when it was cut"
+
+
 @pytest.fixture
 def leave(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Awaitable[None]]:
     """Lets the worker of that node leave, and waits until its master has heard of it."""
@@ -182,6 +249,18 @@ async def test_sessions_are_spread_over_replicas_and_their_texts_are_the_same(
         assert texts == [expected["greedy"]] * 4
         tokens = {stage.node: stage.stats.tokens for stage in pipeline.stages}
         assert tokens["a"] == tokens["b"] > 0
+
+
+async def test_parts_of_a_session_that_come_together_go_along_one_route(tiny_model: Path) -> None:
+    async with AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(serving(tiny_model, "first", FIRST))]
+        for name in ("a", "b"):
+            node = await stack.enter_async_context(serving(tiny_model, name, SECOND))
+            nodes.append(replace(node, replica=True))
+        routes = (await stack.enter_async_context(master_over(tiny_model, *nodes)))._routes
+        routes._built.clear()  # so that choosing one takes a while
+        parts = [Segment(1, 0, 4), Segment(1, 4, 4), Segment(1, 8, 4)]
+        assert len(set(await asyncio.gather(*map(routes.of, parts)))) == 1
 
 
 async def test_eight_requests_survive_the_loss_of_a_replica(

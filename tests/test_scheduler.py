@@ -1,7 +1,7 @@
 """Continuous batching, over a pipeline of which the test decides when a batch comes through."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import pytest
 import torch
@@ -22,14 +22,22 @@ class Gate:
         self.n_stages = n_stages
         self.waiting: list[tuple[list[Segment], asyncio.Future[None]]] = []
         self.seen: list[list[tuple[int, int]]] = []  # (position, length) of each batch's segments
+        self.until: list[dict[Hashable, int]] = []  # blocks before which sessions of a batch end
+        self.replaced: list[int] = []  # blocks behind the stages that were lost, told one by one
         self.mended = asyncio.Event()
 
-    async def forward(self, ids: Sequence[int], segments: Sequence[Segment]) -> Tensor:
+    async def forward(
+        self, ids: Sequence[int], segments: Sequence[Segment], until: Mapping[Hashable, int]
+    ) -> Tensor:
         self.seen.append([(s.position, s.length) for s in segments])
+        self.until.append(dict(until))
         through: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.waiting.append((list(segments), through))
         await through
         return torch.tensor(ids, dtype=torch.float32)[:, None]
+
+    def lacking(self, session: Hashable) -> int | None:
+        return self.replaced.pop(0) if self.replaced else None
 
     async def mend(self) -> None:
         await self.mended.wait()
@@ -172,6 +180,96 @@ async def test_a_lost_session_is_sent_again_and_the_others_of_its_batch_go_on() 
     assert (first.result(), second.result()) == (FEW_TOKENS + 3, 8)
     assert lost.held == FEW_TOKENS + 4
     assert told == [], "a replay is no progress"
+
+
+async def test_stages_behind_a_lost_one_do_not_get_the_tokens_again() -> None:
+    gate = Gate(1)
+    scheduler, session, told = Scheduler(gate, chunk=64), Session(list(range(101)), held=100), list[int]()
+    gate.replaced = [3]
+    job = scheduler.start(session, last, on_progress=told.append)
+    await gate.let(SessionLostError(session.number, 0))
+    for _ in range(3):
+        await gate.let()
+    assert gate.seen[1:] == [[(0, 64)], [(64, 36)], [(100, 1)]], "no part is for all stages and for some"
+    assert gate.until[1:] == [{session.number: 3}, {session.number: 3}, {}]
+    assert (job.done.result(), session.held, session.kept) == (100, 101, None)
+    assert told == [1], "a replay is no progress"
+
+
+async def test_a_short_replay_goes_in_parts_too() -> None:
+    gate = Gate(2)
+    scheduler, session = Scheduler(gate), Session([1, 2, 3, 4], held=3)
+    gate.replaced = [3]
+    job = scheduler.start(session, last, [5, 6])
+    await gate.let(SessionLostError(session.number, 0))
+    assert gate.seen[1:] == [[(0, 3)], [(3, 3)]]
+    await gate.let()
+    await gate.let()
+    assert gate.until[1:] == [{session.number: 3}, {}]
+    assert job.done.result() == 6
+
+
+async def test_tokens_of_others_ride_along_with_a_replay_through_all_stages() -> None:
+    gate = Gate(1)
+    scheduler, lost, other = Scheduler(gate), Session(list(range(31)), held=30), Session([50])
+    gate.replaced = [3]
+    first, second = scheduler.start(lost, last), scheduler.start(other, last)
+    await gate.let(SessionLostError(lost.number, 0))
+    while not (first.done.done() and second.done.done()):
+        await gate.let()
+    assert [until for until in gate.until if until] == [{lost.number: 3}]
+    assert (first.done.result(), second.done.result()) == (30, 50)
+
+
+async def test_a_replay_goes_on_where_it_was_when_another_stage_is_lost() -> None:
+    gate = Gate(1)
+    scheduler, session = Scheduler(gate, chunk=64), Session(list(range(101)), held=100)
+    gate.replaced = [3, 5]
+    job = scheduler.start(session, last)
+    gate.mended.set()
+    await gate.let(SessionLostError(session.number, 0))
+    await gate.let()
+    await gate.let(NodeLostError("the worker is gone"))
+    assert (gate.seen[-1], gate.until[-1]) == ([(64, 36)], {session.number: 3})
+    await gate.let(SessionLostError(session.number, 0))
+    for _ in range(3):
+        await gate.let()
+    assert gate.seen[-3:] == [[(0, 64)], [(64, 36)], [(100, 1)]]
+    assert gate.until[-3:] == [{session.number: 5}, {session.number: 5}, {}]
+    assert job.done.result() == 100
+
+
+async def test_a_session_evicted_behind_a_replay_is_run_through_all_stages() -> None:
+    gate = Gate(1)
+    scheduler, session = Scheduler(gate), Session(list(range(31)), held=30)
+    gate.replaced = [3]
+    job = scheduler.start(session, last)
+    await gate.let(SessionLostError(session.number, 0))
+    await gate.let()
+    await gate.let(SessionLostError(session.number, 0))
+    assert (gate.seen[-1], gate.until[-1]) == ([(0, 31)], {})
+    await gate.let(SessionLostError(session.number, 0))
+    with pytest.raises(SessionLostError):
+        job.done.result()
+
+
+async def test_a_session_that_becomes_another_sequence_in_mid_replay_begins_where_all_hold_it() -> None:
+    gate = Gate(1)
+    scheduler, session = Scheduler(gate, chunk=16), Session(list(range(101)), held=100)
+    gate.replaced = [3]
+    job = scheduler.start(session, last)
+    await gate.let(SessionLostError(session.number, 0))
+    await gate.let()
+    job.done.cancel()
+    session.keep_prefix([*range(90), 7])
+    while gate.waiting:
+        await gate.let()
+    again = scheduler.start(session, last)
+    while not again.done.done():
+        await gate.let()
+    assert gate.seen[-5:] == [[(16, 16)], [(32, 16)], [(48, 16)], [(64, 16)], [(80, 11)]]
+    assert gate.until[-5:] == [{}] * 5
+    assert again.done.result() == 7
 
 
 async def test_a_session_lost_twice_with_nobody_beside_it_is_an_error_of_its_own() -> None:

@@ -39,6 +39,15 @@ def assert_same(actual: Tensor, expected: Tensor) -> None:
     assert_close(actual, expected, atol=1e-5 * max(1.0, expected.abs().max().item()), rtol=0)
 
 
+async def test_a_copy_of_no_tokens_needs_no_source(tiny_model: Path, thread: DeviceThread) -> None:
+    stage = await loaded_stage(Checkpoint(tiny_model), range(0, 2), thread)
+    states = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    copied = await stage.forward(Batch(states, (Segment("copy", 0, 3, "nobody"),)))
+    fresh = await stage.forward(Batch(states, (Segment("fresh", 0, 3),)))
+    assert torch.equal(copied.hidden, fresh.hidden)
+    assert list(stage._budget._last_used) == ["copy", "fresh"], "nobody is not remembered"
+
+
 async def test_chunks_give_the_same_as_the_whole(stage: LocalStage) -> None:
     hidden = states(20)
     whole = await feed(stage, "whole", 0, hidden)

@@ -1,0 +1,36 @@
+"""Tasks are ended, those too that do not heed the first word."""
+
+import asyncio
+import contextlib
+
+import pytest
+
+from cake.tasks import end
+
+
+async def forgetful(times: int) -> None:
+    """Goes on as often as it is cancelled."""
+    for _ in range(times):
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+    await asyncio.Event().wait()
+
+
+async def broken() -> None:
+    raise ValueError
+
+
+async def test_tasks_end_that_forget_that_they_were_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cake.tasks.AGAIN_S", 0.01)
+    tasks = [asyncio.create_task(forgetful(times)) for times in range(3)]
+    await asyncio.sleep(0)
+    await end(tasks)
+    assert [task.cancelled() for task in tasks] == [True] * 3
+
+
+async def test_it_does_not_matter_how_they_ended_or_whether_there_are_any() -> None:
+    task = asyncio.create_task(broken())
+    await asyncio.wait([task])
+    await end([task])
+    assert not task.cancelled()
+    await end([])
