@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from cake import __version__
 from cake.command import DEBUG, POSITIVE, SETTINGS, FiniteRange, errors_in_one_line, read_size, set_up_output
@@ -219,6 +220,18 @@ The text goes to stdout, everything else to stderr.
     help="Print one JSON object instead of the streamed text: text, token_ids, finish_reason (stop, length, "
     "or error, with a line in error and the text so far) and figures.",
 )
+@click.option(
+    "--api",
+    metavar="HOST:PORT",
+    help="Master: answer HTTP requests in the manner of OpenAI's API instead of one prompt, until Ctrl-C or "
+    "SIGTERM; 127.0.0.1:8080 for this machine alone, 0.0.0.0:8080 for others too.",
+)
+@click.option(
+    "--api-key",
+    metavar="KEY",
+    envvar="CAKE_API_KEY",
+    help="With --api: what clients must know. Rather set CAKE_API_KEY.  [default: everybody may ask]",
+)
 @DEBUG
 @click.version_option(__version__, prog_name="cake")
 @errors_in_one_line
@@ -240,6 +253,7 @@ def main(mode: str, debug: bool, **options: Any) -> None:
         context=options["context"],
         cache_memory=options["cache_memory"],
     )
+    _check_api(mode, options)
     if mode == "worker":
         from cake.net.admission import parse_networks
         from cake.worker_command import run_worker
@@ -260,6 +274,19 @@ def main(mode: str, debug: bool, **options: Any) -> None:
         from cake.master import run_master
 
         run_master(_master_options(compute, options))
+
+
+def _check_api(mode: str, options: dict[str, Any]) -> None:
+    """Raise `CakeError` where what is asked for would be ignored."""
+    if options["api"] is None:
+        if click.get_current_context().get_parameter_source("api_key") == ParameterSource.COMMANDLINE:
+            raise CakeError("--api-key is for --api, which is not there")
+        return
+    if mode == "worker":
+        raise CakeError("--api is for a master; a worker answers no requests of its own")
+    for name, flag in (("chat", "--chat"), ("as_json", "--json"), ("raw", "--raw")):
+        if options[name]:
+            raise CakeError(f"--api and {flag} do not go together; choose one")
 
 
 def _master_options(compute: ComputeOptions, options: dict[str, Any]) -> MasterOptions:
@@ -292,7 +319,9 @@ def _master_options(compute: ComputeOptions, options: dict[str, Any]) -> MasterO
         dead_after=options["dead_after"],
         rejoin_timeout=options["rejoin_timeout"],
         adopt=options["adopt"],
+        api=options["api"],
         cluster_key=options["cluster_key"],
+        api_key=options["api_key"],
     )
 
 

@@ -5,7 +5,7 @@ An async iterator that the terminal consumes; knows nothing of terminals, files 
 
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,7 +74,7 @@ class Generator:
         sampling: SamplingParams,
         max_tokens: int,
         on_progress: OnProgress = nobody,
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece, None]:
         """As `generate`, when it is this request's turn, and in a session that is kept for others."""
         self.check(prompt)
         async with self.sessions.session_for(prompt) as session:

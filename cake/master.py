@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from cake.budget import CacheBudget
 from cake.device import DeviceThread, choose_context, choose_placement
 from cake.draft import DraftModel, open_draft_checkpoint
+from cake.errors import CakeError
 from cake.generator import Generator, check_prompt
 from cake.model.sampling import SamplingParams
 from cake.model.tokenizer import Tokenizer
@@ -40,10 +42,12 @@ def run_master(options: MasterOptions) -> None:
 
 
 async def _run(master: "Master") -> None:
-    chat = master.options.chat
-    prompt = [] if chat else master.encode(master.options.prompt)
-    if not chat:
+    chat, api = master.options.chat, master.options.api
+    once = not (chat or api)
+    prompt = master.encode(master.options.prompt) if once else []
+    if once:
         master.check(prompt)  # before anything is loaded for it
+    listening = _listen(api) if api else None
     trace = master.options.trace
     if trace:
         check_writable(trace)
@@ -55,12 +59,35 @@ async def _run(master: "Master") -> None:
             from cake.chat import run_chat
 
             await run_chat(master, generator)
+        elif listening:
+            await _serve(master, generator, listening)
         else:
             await master.answer_once(generator, prompt)
     finally:
         await generator.pipeline.close()
         if trace:
             write_trace(generator.pipeline.stages, trace)
+
+
+def _listen(address: str) -> socket.socket:
+    """Before anything is loaded: the address may be taken. Clients that come early wait."""
+    try:
+        from cake.api.server import listen_at
+    except ImportError as error:
+        raise CakeError(f"--api needs more packages: pip install 'cake[api]' ({error})") from error
+    return listen_at(address)
+
+
+async def _serve(master: "Master", generator: Generator, listening: socket.socket) -> None:
+    from cake.api.app import build_app
+    from cake.api.server import serve, url_of, warn_of_strangers
+    from cake.api.service import Service
+
+    api_key = master.options.api_key
+    warn_of_strangers(listening, api_key)
+    service = Service(generator, master.model_name, master.sampling)
+    tell(f"answering {service.model} at {url_of(listening)}/v1; Ctrl-C ends it")
+    await serve(build_app(service, api_key), listening)
 
 
 def every(name: str) -> bool:
@@ -88,6 +115,7 @@ class Master:
         self.raw = options.raw or not tokenizer.has_chat_template
         self.sampling = sampling_params(options.sampling, checkpoint.generation_config)
         self._topology, self._checkpoint = topology, checkpoint
+        self.model_name = checkpoint.name
         name = options.draft_model  # refused at once, if it is no draft for this model
         self._credentials = None if options.cluster_key is None else new_credentials(options.cluster_key)
         self._draft = open_draft_checkpoint(name, checkpoint, tokenizer) if name else None

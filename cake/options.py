@@ -52,7 +52,9 @@ class MasterOptions:
     dead_after: float  # seconds
     rejoin_timeout: float
     adopt: bool
+    api: str | None  # host:port
     cluster_key: str | None = field(repr=False)
+    api_key: str | None = field(repr=False)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,140 @@
+"""The HTTP application: OpenAI's routes over a service."""
+
+import contextlib
+import hmac
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from cake.api.errors import ApiError, api_error
+from cake.api.requests import ChatRequest, CompletionRequest, Sampled
+from cake.api.service import Service, Task
+from cake.api.shapes import ChatShape, CompletionShape
+from cake.tool_calls import Call
+
+MOST_BODY_BYTES = 16 << 20
+Handler = Callable[[Request], Awaitable[Response]]
+Shape = ChatShape | CompletionShape
+
+
+def build_app(service: Service, api_key: str | None = None) -> Starlette:
+    """All routes; with a key, who does not bring it is told only whether the server is well."""
+
+    async def chat(request: Request) -> Response:
+        body = ChatRequest.model_validate_json(await _body(request))
+        return await _answered(request, service, body, await service.chat(body), ChatShape(service.model))
+
+    async def complete(request: Request) -> Response:
+        body = CompletionRequest.model_validate_json(await _body(request))
+        shape = CompletionShape(service.model, body.prompt if body.echo else "")
+        return await _answered(request, service, body, service.completion(body), shape)
+
+    async def models(request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [_model(service)]})
+
+    async def model(request: Request) -> Response:
+        service.check_model(request.path_params["name"])
+        return JSONResponse(_model(service))
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ready", "model": service.model})
+
+    def route(path: str, handler: Handler, method: str = "GET") -> Route:
+        return Route(path, _guarded(handler, api_key), methods=[method])
+
+    routes = [
+        route("/v1/chat/completions", chat, "POST"),
+        route("/api/v1/chat/completions", chat, "POST"),
+        route("/v1/completions", complete, "POST"),
+        route("/v1/models", models),
+        route("/v1/models/{name:path}", model),
+        Route("/health", health),
+    ]
+    return Starlette(routes=routes, exception_handlers={HTTPException: _no_such_route})
+
+
+def _guarded(handler: Handler, api_key: str | None) -> Handler:
+    """The same, for those who know the key, with errors in OpenAI's shape."""
+
+    async def guarded(request: Request) -> Response:
+        try:
+            if api_key is not None and not _knows(request, api_key):
+                raise ApiError(401, "the API key is missing or wrong", "invalid_api_key")
+            return await handler(request)
+        except ClientDisconnect:
+            return Response(status_code=499)
+        except Exception as error:
+            return api_error(error).response
+
+    return guarded
+
+
+def _knows(request: Request, api_key: str) -> bool:
+    given = request.headers.get("Authorization", "")
+    return hmac.compare_digest(given.encode("latin-1"), f"Bearer {api_key}".encode())
+
+
+async def _body(request: Request) -> bytes:
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MOST_BODY_BYTES:
+            raise ApiError(413, f"the request is larger than {MOST_BODY_BYTES >> 20} MiB")
+    return bytes(body)
+
+
+async def _answered(request: Request, service: Service, body: Sampled, task: Task, shape: Shape) -> Response:
+    if body.stream_options and not body.stream:
+        raise ApiError(400, "stream_options is for streamed answers; set stream")
+    if body.stream:
+        usage = body.stream_options is not None and body.stream_options.include_usage
+        with service.room():  # refused before the stream begins, where there is none
+            pass
+        return StreamingResponse(_events(service, task, shape, usage), media_type="text/event-stream")
+    parts: list[str | Call] = []
+    with service.room():
+        async with contextlib.aclosing(service.answer(task)) as pieces:
+            async for part in pieces:
+                parts.append(part)
+                if await request.is_disconnected():
+                    raise ClientDisconnect
+    return JSONResponse(shape.whole(task, parts))
+
+
+async def _events(service: Service, task: Task, shape: Shape, usage: bool) -> AsyncIterator[str]:
+    """Server-sent events. A client that leaves ends the iteration, and so the answer."""
+    try:
+        with service.room():
+            yield _event(shape.first())
+            async with contextlib.aclosing(service.answer(task)) as pieces:
+                async for part in pieces:
+                    yield _event(shape.part(part))
+            yield _event(shape.last(task))
+            if usage:
+                yield _event(shape.usage(task))
+    except Exception as error:
+        yield _event(api_error(error).body)
+    yield "data: [DONE]\n\n"
+
+
+def _event(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+
+
+def _model(service: Service) -> dict[str, Any]:
+    return {"id": service.model, "object": "model", "created": service.started, "owned_by": "cake"}
+
+
+async def _no_such_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    message = (
+        f"{request.method} is not for {path}" if error.status_code == 405 else f"there is no {path} here"
+    )
+    return ApiError(error.status_code, message).response

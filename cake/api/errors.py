@@ -1,0 +1,63 @@
+"""Errors in OpenAI's shape: what a client did, what is not there, what is too much at the moment."""
+
+import logging
+import secrets
+from typing import Any
+
+from pydantic import ValidationError
+from starlette.responses import JSONResponse
+
+from cake.errors import CakeError, NodeError, PromptTooLongError
+
+log = logging.getLogger(__name__)
+RETRY_AFTER_S = 5
+
+
+class ApiError(Exception):
+    """An answer of another status than 200."""
+
+    def __init__(
+        self, status: int, message: str, code: str | None = None, kind: str = "invalid_request_error"
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.kind = status, code, kind
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON object that says it."""
+        return {"error": {"message": str(self), "type": self.kind, "param": None, "code": self.code}}
+
+    @property
+    def response(self) -> JSONResponse:
+        """The HTTP response that says it."""
+        headers = {"Retry-After": str(RETRY_AFTER_S)} if self.status == 503 else {}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(self.body, self.status, headers)
+
+
+def api_error(error: Exception) -> ApiError:
+    """How a client is told of any error. One of ours alone is logged, with an id that the client has too."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, ValidationError):
+        return ApiError(400, _what_is_wrong(error))
+    if isinstance(error, PromptTooLongError):
+        return ApiError(400, str(error), "context_length_exceeded")
+    if isinstance(error, NodeError):
+        return ApiError(503, str(error), "worker_lost", "server_error")
+    if isinstance(error, CakeError):
+        return ApiError(400, str(error))
+    number = secrets.token_hex(6)
+    log.error("error %s", number, exc_info=error)
+    return ApiError(
+        500, f"an error of the server's own; its log says more beside {number}", None, "server_error"
+    )
+
+
+def _what_is_wrong(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{where} is not supported"
+    return f"{where}: {first['msg']}" if where else first["msg"]

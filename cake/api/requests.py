@@ -1,0 +1,118 @@
+"""What clients send: the bodies of OpenAI's requests, checked. What is not supported is refused by name.
+
+Knows nothing of HTTP, and of models nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+MOST_STOPS = 4
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Body(BaseModel):
+    """What is not named here is refused, so that nothing a client asks for is ignored in silence."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class StreamOptions(Body):
+    """Of a streamed answer."""
+
+    include_usage: bool = False
+
+
+class Sampled(Body):
+    """What requests of both kinds can ask for."""
+
+    model: str
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    stop: str | list[str] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    repetition_penalty: Annotated[Finite, Field(ge=0.01, le=100)] | None = None
+    n: Literal[1] | None = None
+    user: str | None = None  # clients say who asks; it changes nothing
+
+    @property
+    def stops(self) -> list[str]:
+        """The texts at which the answer ends."""
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+
+    @field_validator("stop")
+    @classmethod
+    def _few_and_not_empty(cls, stop: str | list[str] | None) -> str | list[str] | None:
+        stops = [stop] if isinstance(stop, str) else stop or []
+        if len(stops) > MOST_STOPS or "" in stops:
+            raise ValueError(f"at most {MOST_STOPS} texts, none of them empty")
+        return stop
+
+
+class TextPart(Body):
+    """A part of a message; pictures and sound are refused."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(Body):
+    """One message of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    refusal: None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    @property
+    def for_template(self) -> dict[str, Any]:
+        """As chat templates take it; a developer's words are a system's."""
+        content = self.content
+        text = content if isinstance(content, str) else "".join(part.text for part in content or ())
+        told: dict[str, Any] = {
+            "role": "system" if self.role == "developer" else self.role,
+            "content": text,
+        }
+        given = {"name": self.name, "tool_calls": self.tool_calls, "tool_call_id": self.tool_call_id}
+        return told | {key: value for key, value in given.items() if value}
+
+
+class Schema(Body):
+    """A JSON schema that the answer keeps to."""
+
+    name: str
+    description: str | None = None
+    schema_: Mapping[str, Any] = Field(default_factory=dict, alias="schema")
+    strict: bool | None = None  # it is kept to in any case
+
+
+class ResponseFormat(Body):
+    """What the answer is to be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: Schema | None = None
+
+
+class ChatRequest(Sampled):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Sequence[Mapping[str, Any]] = ()
+    tool_choice: str | Mapping[str, Any] | None = None
+    parallel_tool_calls: bool | None = None  # the model decides
+
+
+class CompletionRequest(Sampled):
+    """`POST /v1/completions`."""
+
+    prompt: str
+    echo: bool = False

@@ -1,0 +1,219 @@
+"""A real server with two real workers and the demo model, asked by OpenAI's own client."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import jsonschema
+import openai
+import pytest
+from conftest import CakeProcess
+from real_processes import GREEDY, start_workers
+
+pytestmark = pytest.mark.xdist_group("api")
+KEY = "not a secret"
+QUESTION = [{"role": "user", "content": "Name three colours."}]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    started: list[CakeProcess] = []
+
+    def start(*arguments: object) -> CakeProcess:
+        started.append(CakeProcess(*arguments))
+        return started[-1]
+
+    folder = tmp_path_factory.mktemp("api")
+    cluster = start_workers(start, folder, "0-14", "15-29")
+    options = ("--topology", cluster.topology, "--api", "127.0.0.1:0", "--api-key", KEY, "--context", 512)
+    server = start(*options, *GREEDY)
+    try:
+        yield server.wait_for(r"(http://127\.0\.0\.1:\d+)/v1")[1]
+    finally:
+        for process in started:
+            process.process.kill()
+            process.finish()
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+def model(client: openai.OpenAI) -> str:
+    (only,) = client.models.list().data
+    return only.id
+
+
+def ask(client: openai.OpenAI, model: str, **changes: Any) -> Any:
+    wanted = {"messages": QUESTION, "max_tokens": 24, "temperature": 0, **changes}
+    return client.chat.completions.create(model=model, **wanted)
+
+
+def test_the_model_is_listed(client: openai.OpenAI, model: str) -> None:
+    assert client.models.retrieve(model).id == model
+    with pytest.raises(openai.NotFoundError, match="is not served here"):
+        client.models.retrieve("meta/other")
+
+
+def test_a_chat_says_what_the_command_line_says(
+    client: openai.OpenAI, model: str, cli: Callable[..., Any]
+) -> None:
+    answer = ask(client, model, messages=[{"role": "system", "content": "Be brief."}, *QUESTION])
+    command = ("--prompt", "Name three colours.", "--system-prompt", "Be brief.", "-n", 24, "--json")
+    told = json.loads(cli(*command, *GREEDY).stdout)
+    (choice,) = answer.choices
+    assert choice.message.content == told["text"]
+    assert choice.message.role == "assistant"
+    assert choice.finish_reason == told["finish_reason"]
+    assert answer.usage.prompt_tokens == told["prompt_tokens"]
+    assert answer.usage.completion_tokens == len(told["token_ids"])
+
+
+def test_a_stream_brings_the_same_text_piece_by_piece(client: openai.OpenAI, model: str) -> None:
+    whole = ask(client, model)
+    chunks = list(ask(client, model, stream=True, stream_options={"include_usage": True}))
+    texts = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices]
+    assert "".join(text or "" for text in texts) == whole.choices[0].message.content
+    assert len([text for text in texts if text]) > 5
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == whole.choices[0].finish_reason
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_an_answer_ends_before_a_stop(client: openai.OpenAI, model: str) -> None:
+    text = ask(client, model).choices[0].message.content
+    stop = text[len(text) // 2 :][:7]
+    answer = ask(client, model, stop=[stop, "never said"])
+    assert answer.choices[0].message.content == text[: text.index(stop)]
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_a_completion_goes_on_where_the_prompt_ends(client: openai.OpenAI, model: str) -> None:
+    prompt = "One, two, three, four,"
+    wanted = {"model": model, "prompt": prompt, "max_tokens": 8, "temperature": 0}
+    plain = client.completions.create(**wanted).choices[0].text
+    assert "five" in plain
+    assert client.completions.create(**wanted, echo=True).choices[0].text == prompt + plain
+    streamed = client.completions.create(**wanted, echo=True, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in streamed) == prompt + plain
+
+
+def test_the_same_seed_gives_the_same_text(client: openai.OpenAI, model: str) -> None:
+    texts = [ask(client, model, temperature=1.5, seed=seed).choices[0].message.content for seed in (7, 7, 8)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_an_answer_keeps_to_a_schema(client: openai.OpenAI, model: str) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "green"]}, "n": {"type": "integer", "maximum": 99}},
+        "required": ["colour", "n"],
+        "additionalProperties": False,
+    }
+    wanted = {"type": "json_schema", "json_schema": {"name": "thing", "schema": schema}}
+    answer = ask(client, model, response_format=wanted, max_tokens=60).choices[0]
+    assert answer.finish_reason == "stop"
+    jsonschema.validate(json.loads(answer.message.content), schema)
+    with pytest.raises(openai.BadRequestError, match="schema"):
+        ask(client, model, response_format={"type": "json_schema"})
+
+
+def test_tools_are_refused_by_a_model_that_knows_none(client: openai.OpenAI, model: str) -> None:
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    with pytest.raises(openai.BadRequestError, match="knows no tools"):
+        ask(client, model, tools=[tool])
+
+
+def test_a_second_turn_is_not_computed_from_its_beginning(client: openai.OpenAI, model: str) -> None:
+    long = [{"role": "user", "content": "Repeat: " + "apples and pears, " * 30}]
+    answer = ask(client, model, messages=long).choices[0].message.content
+    turn = [*long, {"role": "assistant", "content": answer}, *QUESTION]
+    usage = ask(client, model, messages=turn).usage
+    assert usage.prompt_tokens_details.cached_tokens > 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": 9}, "temperature"),
+        ({"messages": []}, "messages"),
+        ({"n": 2}, "n: "),
+        ({"logprobs": True}, "logprobs is not supported"),
+        ({"stop": ["a"] * 5}, "at most 4"),
+        ({"stream_options": {"include_usage": True}}, "set stream"),
+        ({"messages": [{"role": "user", "content": "word " * 600}]}, "6.. tokens and the context holds 512"),
+    ],
+)
+def test_a_bad_request_is_told_why(
+    client: openai.OpenAI, model: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=message):
+        ask(client, model, **changes)
+
+
+def test_who_does_not_know_the_key_is_turned_away(url: str, model: str) -> None:
+    stranger = openai.OpenAI(base_url=f"{url}/v1", api_key="guessed", max_retries=0)
+    with stranger, pytest.raises(openai.AuthenticationError):
+        ask(stranger, model)
+    assert httpx2.get(f"{url}/health").json() == {"status": "ready", "model": model}
+
+
+def test_what_is_not_there_is_said_in_openais_shape(url: str) -> None:
+    answer = httpx2.get(f"{url}/v1/nothing")
+    assert answer.status_code == 404
+    assert answer.json()["error"]["message"] == "there is no /v1/nothing here"
+    answer = httpx2.get(f"{url}/v1/chat/completions")
+    assert answer.status_code == 405
+
+
+def test_many_at_once_are_all_answered(client: openai.OpenAI, model: str) -> None:
+    alone = {i: ask(client, model, messages=counting(i), max_tokens=6) for i in range(4)}
+    with ThreadPoolExecutor(32) as clients:
+        answers = list(
+            clients.map(lambda i: ask(client, model, messages=counting(i % 4), max_tokens=6), range(40))
+        )
+    assert len(answers) == 40
+    for i, answer in enumerate(answers):
+        assert answer.choices[0].message.content == alone[i % 4].choices[0].message.content
+
+
+def counting(i: int) -> list[dict[str, str]]:
+    return [{"role": "user", "content": f"What comes after {i}?"}]
+
+
+def test_a_client_that_leaves_makes_room(client: openai.OpenAI, model: str) -> None:
+    """More than the server answers at once begin and leave; the next is answered all the same."""
+    for _ in range(20):
+        stream = ask(client, model, stream=True, max_tokens=400)
+        next(iter(stream))
+        stream.close()
+    assert ask(client, model, max_tokens=2).usage.completion_tokens == 2
+
+
+def refused(*arguments: str) -> str:
+    command = [sys.executable, "-m", "cake", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    return ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--api-key", "x"], "--api-key is for --api"),
+        (["--api", "127.0.0.1:0", "--mode", "worker"], "--api is for a master"),
+        (["--api", "127.0.0.1:0", "--chat"], "--api and --chat"),
+        (["--api", "nonsense"], "write host:port"),
+    ],
+)
+def test_options_that_contradict_one_another_are_refused(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    assert message in refused(*arguments)
