@@ -276,6 +276,16 @@ def main(mode: str, debug: bool, **options: Any) -> None:
         run_master(_master_options(compute, options))
 
 
+OF_ONE_PROMPT = {
+    "chat": "--chat",
+    "as_json": "--json",
+    "raw": "--raw",
+    "prompt": "--prompt",
+    "system_prompt": "--system-prompt",
+    "sample_len": "--sample-len",
+}
+
+
 def _check_api(mode: str, options: dict[str, Any]) -> None:
     """Raise `CakeError` where what is asked for would be ignored."""
     if options["api"] is None:
@@ -284,9 +294,9 @@ def _check_api(mode: str, options: dict[str, Any]) -> None:
         return
     if mode == "worker":
         raise CakeError("--api is for a master; a worker answers no requests of its own")
-    for name, flag in (("chat", "--chat"), ("as_json", "--json"), ("raw", "--raw")):
-        if options[name]:
-            raise CakeError(f"--api and {flag} do not go together; choose one")
+    for name, flag in OF_ONE_PROMPT.items():
+        if click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE:
+            raise CakeError(f"--api and {flag} do not go together: each request says what it wants")
 
 
 def _master_options(compute: ComputeOptions, options: dict[str, Any]) -> MasterOptions:

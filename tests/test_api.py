@@ -210,6 +210,7 @@ def refused(*arguments: str) -> str:
         (["--api-key", "x"], "--api-key is for --api"),
         (["--api", "127.0.0.1:0", "--mode", "worker"], "--api is for a master"),
         (["--api", "127.0.0.1:0", "--chat"], "--api and --chat"),
+        (["--api", "127.0.0.1:0", "-n", "5"], "--api and --sample-len"),
         (["--api", "nonsense"], "write host:port"),
     ],
 )
