@@ -125,6 +125,12 @@ def test_an_answer_keeps_to_a_schema(client: openai.OpenAI, model: str) -> None:
         ask(client, model, response_format={"type": "json_schema"})
 
 
+def test_what_means_nothing_is_no_reason_to_refuse(client: openai.OpenAI, model: str) -> None:
+    nothing = {"presence_penalty": 0, "frequency_penalty": 0.0, "logprobs": False, "logit_bias": {}, "n": 1}
+    body = {"tools": None, "stop": None, "top_logprobs": None}
+    assert ask(client, model, max_tokens=2, **nothing, extra_body=body).usage.completion_tokens == 2
+
+
 def test_tools_are_refused_by_a_model_that_knows_none(client: openai.OpenAI, model: str) -> None:
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
     with pytest.raises(openai.BadRequestError, match="knows no tools"):
@@ -146,6 +152,8 @@ def test_a_second_turn_is_not_computed_from_its_beginning(client: openai.OpenAI,
         ({"messages": []}, "messages"),
         ({"n": 2}, "n: "),
         ({"logprobs": True}, "logprobs is not supported"),
+        ({"presence_penalty": 0.5}, "presence_penalty is not supported"),
+        ({"extra_body": {"mirostat": 2}}, "mirostat is not supported"),
         ({"stop": ["a"] * 5}, "at most 4"),
         ({"stream_options": {"include_usage": True}}, "set stream"),
         ({"messages": [{"role": "user", "content": "word " * 600}]}, "6.. tokens and the context holds 512"),

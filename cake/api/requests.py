@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 MOST_STOPS = 4
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -39,11 +40,24 @@ class Sampled(Body):
     repetition_penalty: Annotated[Finite, Field(ge=0.01, le=100)] | None = None
     n: Literal[1] | None = None
     user: str | None = None  # clients say who asks; it changes nothing
+    # Not supported; but some clients send what means nothing.
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Mapping[str, float] | None = None
+    logprobs: bool | int | None = None
+    top_logprobs: int | None = None
 
     @property
     def stops(self) -> list[str]:
         """The texts at which the answer ends."""
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+
+    @field_validator("presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs")
+    @classmethod
+    def _nothing(cls, value: object) -> object:
+        if value:
+            raise PydanticCustomError("extra_forbidden", "not supported")
+        return value
 
     @field_validator("stop")
     @classmethod
@@ -106,9 +120,9 @@ class ChatRequest(Sampled):
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     response_format: ResponseFormat | None = None
-    tools: Sequence[Mapping[str, Any]] = ()
+    tools: Sequence[Mapping[str, Any]] | None = None
     tool_choice: str | Mapping[str, Any] | None = None
-    parallel_tool_calls: bool | None = None  # the model decides
+    parallel_tool_calls: Literal[True] | None = None  # the model decides
 
 
 class CompletionRequest(Sampled):

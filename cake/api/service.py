@@ -76,7 +76,7 @@ class Service:
         tokenizer = self._generator.tokenizer
         if not tokenizer.has_chat_template:
             raise CakeError(f"{self.model} has no chat template; use /v1/completions")
-        offer = read_offer(request.tools, request.tool_choice)
+        offer = read_offer(request.tools or (), request.tool_choice)
         messages = template_messages([message.for_template for message in request.messages])
         prompt = tokenizer.encode_chat(messages, offer.for_template)
         grammar = await self._grammar(request.response_format, offer)
