@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from cake import __version__
 from cake.command import DEBUG, POSITIVE, SETTINGS, FiniteRange, errors_in_one_line, read_size, set_up_output
-from cake.errors import CakeError
-from cake.options import ComputeOptions, MasterOptions, SamplingOptions, WorkerOptions
+from cake.given import master_options, refuse_contradictions, worker_options
 
 EXAMPLES = """\b
 Examples:
@@ -242,97 +240,15 @@ def main(mode: str, debug: bool, **options: Any) -> None:
     hidden states through the workers, and prints the text that one machine would have written.
     """
     set_up_output(debug, logging.INFO if mode == "worker" else logging.WARNING)
-    if options["cpu"] and options["device"] not in (None, "cpu"):
-        raise CakeError(f"--cpu and --device {options['device']} contradict one another; choose one")
-    compute = ComputeOptions(
-        model=options["model"],
-        dtype=options["dtype"],
-        quantize=options["quantize"],
-        device="cpu" if options["cpu"] else options["device"],
-        threads=options["threads"],
-        context=options["context"],
-        cache_memory=options["cache_memory"],
-    )
-    _check_api(mode, options)
+    refuse_contradictions(mode, options)
     if mode == "worker":
-        from cake.net.admission import parse_networks
         from cake.worker_command import run_worker
 
-        run_worker(
-            WorkerOptions(
-                compute=compute,
-                topology=options["topology"],
-                name=options["name"],
-                address=options["address"],
-                allow=parse_networks(options["allow"]),
-                cluster_key=options["cluster_key"],
-                dead_after=options["dead_after"],
-                drain=options["drain"],
-            )
-        )
+        run_worker(worker_options(options))
     else:
         from cake.master import run_master
 
-        run_master(_master_options(compute, options))
-
-
-OF_ONE_PROMPT = {
-    "chat": "--chat",
-    "as_json": "--json",
-    "raw": "--raw",
-    "prompt": "--prompt",
-    "system_prompt": "--system-prompt",
-    "sample_len": "--sample-len",
-}
-
-
-def _check_api(mode: str, options: dict[str, Any]) -> None:
-    """Raise `CakeError` where what is asked for would be ignored."""
-    if options["api"] is None:
-        if click.get_current_context().get_parameter_source("api_key") == ParameterSource.COMMANDLINE:
-            raise CakeError("--api-key is for --api, which is not there")
-        return
-    if mode == "worker":
-        raise CakeError("--api is for a master; a worker answers no requests of its own")
-    for name, flag in OF_ONE_PROMPT.items():
-        if click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE:
-            raise CakeError(f"--api and {flag} do not go together: each request says what it wants")
-
-
-def _master_options(compute: ComputeOptions, options: dict[str, Any]) -> MasterOptions:
-    if options["chat"] and options["as_json"]:
-        raise CakeError("--chat and --json do not go together; choose one")
-    if options["speculate"] != "none" and options["draft_model"]:
-        raise CakeError(f"--speculate {options['speculate']} and --draft-model both guess; choose one")
-    sampling = SamplingOptions(
-        temperature=options["temperature"],
-        top_p=options["top_p"],
-        top_k=options["top_k"],
-        repeat_penalty=options["repeat_penalty"],
-        repeat_last_n=options["repeat_last_n"],
-        seed=options["seed"],
-    )
-    return MasterOptions(
-        compute=compute,
-        sampling=sampling,
-        topology=options["topology"],
-        prompt=options["prompt"],
-        system_prompt=options["system_prompt"],
-        raw=options["raw"],
-        chat=options["chat"],
-        max_tokens=options["sample_len"],
-        speculate=options["speculate"],
-        draft_model=options["draft_model"],
-        as_json=options["as_json"],
-        wire_dtype=options["wire_dtype"],
-        trace=options["trace"],
-        dead_after=options["dead_after"],
-        rejoin_timeout=options["rejoin_timeout"],
-        adopt=options["adopt"],
-        api=options["api"],
-        cluster_key=options["cluster_key"],
-        api_key=options["api_key"],
-    )
+        run_master(master_options(options))
 
 
 @click.command(context_settings=SETTINGS)

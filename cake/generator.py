@@ -5,7 +5,7 @@ An async iterator that the terminal consumes; knows nothing of terminals, files 
 
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,8 +78,11 @@ class Generator:
         """As `generate`, when it is this request's turn, and in a session that is kept for others."""
         self.check(prompt)
         async with self.sessions.session_for(prompt) as session:
-            async for piece in self.generate(session, prompt, sampling, max_tokens, on_progress):
-                yield piece
+            pieces = self.generate(session, prompt, sampling, max_tokens, on_progress)
+            # Its passes end before others get the session, also where somebody leaves early.
+            async with contextlib.aclosing(pieces):
+                async for piece in pieces:
+                    yield piece
 
     async def generate(
         self,
@@ -88,7 +91,7 @@ class Generator:
         sampling: SamplingParams,
         max_tokens: int,
         on_progress: OnProgress = nobody,
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece, None]:
         """Run the prompt and yield up to `max_tokens` tokens as they are made.
 
         `on_progress` is told how many tokens each part of the prompt had that was run.

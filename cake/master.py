@@ -115,10 +115,14 @@ class Master:
         self.raw = options.raw or not tokenizer.has_chat_template
         self.sampling = sampling_params(options.sampling, checkpoint.generation_config)
         self._topology, self._checkpoint = topology, checkpoint
-        self.model_name = checkpoint.name
         name = options.draft_model  # refused at once, if it is no draft for this model
         self._credentials = None if options.cluster_key is None else new_credentials(options.cluster_key)
         self._draft = open_draft_checkpoint(name, checkpoint, tokenizer) if name else None
+
+    @property
+    def model_name(self) -> str:
+        """What the model is called."""
+        return self._checkpoint.name
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of a single prompt, through the chat template unless the run is raw."""

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cake.errors import NodeLostError, SessionLostError
 from cake.job import Job, OnProgress, Part, choices, nobody
+from cake.losses import Losses, Mendable, fail
 from cake.model.batch import Segment
 from cake.session import Session
 from cake.turns import Turns
@@ -30,11 +31,10 @@ T = TypeVar("T")
 LARGEST_CHUNK, SMALLEST_CHUNK = 512, 64
 CHUNK_BESIDE_OTHERS = 32  # whose tokens wait for it in every stage
 CHUNKS_PER_STAGE = 8  # filling and emptying the pipeline then takes an eighth of a prompt's time
-MOST_LOSSES = 8  # of stages, in one job: a request that kills whoever computes it shall end
 FEW_TOKENS = 16  # what a session that generates lacks at most, drafted tokens included
 
 
-class Stages(Protocol):
+class Stages(Mendable, Protocol):
     """What the scheduler needs of a pipeline."""
 
     @property
@@ -45,10 +45,6 @@ class Stages(Protocol):
     async def forward(
         self, ids: Sequence[int], segments: Sequence[Segment], until: Mapping[Hashable, int]
     ) -> Tensor: ...
-
-    def lacking(self, session: Hashable) -> int | None: ...
-
-    async def mend(self) -> None: ...
 
     async def choose(self, hidden: Tensor, choice: Callable[[Tensor], T]) -> T: ...
 
@@ -74,6 +70,7 @@ class Scheduler:
         self._tasks: set[asyncio.Task[None]] = set()
         self._pumping = False
         self._turns = Turns(self._restart)
+        self._losses = Losses(pipeline, self._turns, self._withdraw, self._restart)
 
     @property
     def _depth(self) -> int:
@@ -220,11 +217,11 @@ class Scheduler:
                 self._pump_soon()
             await self._finish(parts, hidden)
         except SessionLostError as error:
-            self._again(parts, error)
+            self._losses.of_session(parts, error)
         except NodeLostError as error:
-            await self._mend(parts, error)
+            await self._losses.of_stage(parts, error)
         except Exception as error:
-            _fail(parts, error)
+            fail(parts, error)
         finally:  # when those who got a token have asked for the next
             asyncio.get_running_loop().call_soon(self._chosen, n_few)
 
@@ -260,62 +257,6 @@ class Scheduler:
             else:
                 job.done.set_exception(error)
 
-    def _again(self, parts: list[Part], error: SessionLostError) -> None:
-        """A stage lost a session and did nothing: send that from its beginning, the others as before.
-
-        A replay for those alone that came in the place of lost ones does not count: others may have lost it.
-        """
-        named = {part.job.session.number for part in parts} & {error.session}
-        for part in parts:
-            job = part.job
-            if part.stale:
-                continue
-            job.fail_next()
-            lost = not named or job.session.number == error.session  # who names none has lost all
-            again = lost and self._lose(job.session)
-            lost = lost and job.session.kept is None
-            if job.follows:
-                job.done.set_result(None)
-            elif again and self._turns.wait(job):
-                self._withdraw(job)
-                job.replayed = False
-            elif lost and job.replayed:
-                job.done.set_exception(error)
-            else:
-                job.replayed = job.replayed or lost
-                self._restart(job)
-
-    def _lose(self, session: Session) -> bool:
-        """Whether the stages lose it again and again."""
-        block = self._pipeline.lacking(session.number)
-        if block is None:
-            return session.lose()
-        session.lose_before(block)
-        return False
-
-    async def _mend(self, parts: list[Part], error: NodeLostError) -> None:
-        """A stage is gone. When its blocks are served again, send what was on its way once more.
-
-        Whoever serves them may hold nothing of a session; the others hold what they held.
-        """
-        for part in parts:
-            if not part.stale:
-                part.job.losses += 1
-                part.job.fail_next()
-        _fail([part for part in parts if part.job.losses > MOST_LOSSES], error)
-        try:
-            await self._pipeline.mend()
-        except NodeLostError as hopeless:
-            _fail(parts, hopeless)
-        for part in parts:
-            if part.stale:
-                continue
-            if part.job.follows:
-                part.job.done.set_result(None)
-                continue
-            part.job.replayed = False
-            self._restart(part.job)
-
     def _withdraw(self, job: Job) -> None:
         """What is on its way is of no use any more, and no more is sent."""
         job.fail_next()
@@ -329,12 +270,6 @@ class Scheduler:
         job.sent, job.source = job.session.held, job.session.source
         job.chunk = self._chunk_for(job.missing, job.wanted)
         self._queue(job)
-
-
-def _fail(parts: Sequence[Part], error: Exception) -> None:
-    for part in parts:
-        if not part.stale:
-            part.job.done.set_exception(error)
 
 
 def _needs_room(parts: Sequence[Part]) -> bool:

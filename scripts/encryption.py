@@ -48,7 +48,7 @@ async def alternating_tokens(bench: Bench, n: int, *generators: Generator) -> li
                 if run and token:  # the first run is not counted, nor are prompts
                     took.append(passed)
         for generator, answer, session in zip(generators, answers, sessions, strict=True):
-            await answer.aclose()  # type: ignore[attr-defined]
+            await answer.aclose()
             await generator.close_session(session)
     return [statistics.median(took) for took in seconds]
 

@@ -2,9 +2,10 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import GREEDY, NoText, spread, transformers_ids
@@ -157,6 +158,34 @@ async def test_a_stage_that_forgets_between_proposals(
             if len(got) in (5, 9, 13, 14):
                 await pipeline.stages[forgetful].forget([session.number])
         assert got == expected[0]
+
+
+async def test_an_answer_is_over_when_its_session_is_given_back(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the reader leaves early: others may go on with the session at once."""
+    seen: list[str] = []
+    async with spread(tiny_model, SPREAD) as pipeline:
+        made = generator(pipeline, None)
+        generate, make_room = made.generate, made.sessions._make_room
+
+        async def generating(*arguments: Any) -> AsyncGenerator[Piece, None]:
+            try:
+                async for piece in generate(*arguments):
+                    yield piece
+            finally:
+                seen.append("answer over")
+
+        async def made_room() -> None:
+            seen.append("session given back")
+            await make_room()
+
+        monkeypatch.setattr(made, "generate", generating)
+        monkeypatch.setattr(made.sessions, "_make_room", made_room)
+        answer = made.answer(PROMPTS[0], GREEDY, N)
+        await anext(answer)
+        await answer.aclose()
+    assert seen == ["answer over", "session given back"]
 
 
 async def test_what_a_session_holds_is_what_was_given_out(

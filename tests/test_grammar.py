@@ -3,7 +3,7 @@
 import json
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,16 @@ from typing import Any
 import pytest
 import torch
 from conftest import pipeline_over
+from drawn_answers import STOP, Odds, draw, json_odds
 from jsonschema import Draft202012Validator
-from torch import Tensor
 
 from cake.errors import CakeError, GrammarError
 from cake.generator import Generator, Piece
-from cake.model.grammar import Grammar, Grammars, Place, json_rule
+from cake.model.grammar import Grammars, Place, json_rule
 from cake.model.sampling import Sampler, SamplingParams
 from cake.model.tokenizer import Tokenizer
 from cake.speculation import NGrams
 
-STOP = 2  # the demo model's end token
 PERSON = {
     "type": "object",
     "properties": {
@@ -59,24 +58,8 @@ def grammars(tokenizer: Tokenizer) -> Grammars:
 
 
 @pytest.fixture(scope="module")
-def odds(tokenizer: Tokenizer) -> Callable[[int], Tensor]:
-    """Random logits that like the tokens with which JSON comes to an end."""
-    bonus = torch.zeros(len(tokenizer.vocabulary))
-    for token, i in tokenizer.vocabulary.items():
-        if set(token) & set('"]},'):
-            bonus[i] = 6.0
-    bonus[STOP] = 6.0
-    return lambda seed: bonus + torch.randn(len(bonus), generator=torch.Generator().manual_seed(seed))
-
-
-def write(grammar: Grammar, odds: Callable[[int], Tensor], seed: int, most: int = 600) -> list[int]:
-    """Draw up to the end token, each token from other odds."""
-    sampler = Sampler(SamplingParams(grammar=grammar, seed=seed, repeat_penalty=1.0))
-    ids: list[int] = []
-    while STOP not in ids:
-        assert len(ids) < most, "it does not end"
-        ids.append(sampler.sample(odds(1000 * seed + len(ids)), ids))
-    return ids
+def odds(tokenizer: Tokenizer) -> Odds:
+    return json_odds(tokenizer)
 
 
 def random_schema(chance: random.Random, depth: int = 3) -> dict[str, Any]:
@@ -105,17 +88,17 @@ def random_schema(chance: random.Random, depth: int = 3) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_random_schemas(
-    seed: int, grammars: Grammars, odds: Callable[[int], Tensor], tokenizer: Tokenizer
+def test_what_is_drawn_keeps_to_the_schema(
+    seed: int, grammars: Grammars, odds: Odds, tokenizer: Tokenizer
 ) -> None:
     schema = random_schema(random.Random(seed))
-    ids = write(grammars.json_schema(schema), odds, seed)
+    ids = draw(grammars.json_schema(schema), odds, seed)
     Draft202012Validator(schema).validate(json.loads(tokenizer.decode(ids)))
 
 
-def test_json_object(grammars: Grammars, odds: Callable[[int], Tensor], tokenizer: Tokenizer) -> None:
+def test_json_object(grammars: Grammars, odds: Odds, tokenizer: Tokenizer) -> None:
     for seed in range(8):
-        assert isinstance(json.loads(tokenizer.decode(write(grammars.json_object(), odds, seed))), dict)
+        assert isinstance(json.loads(tokenizer.decode(draw(grammars.json_object(), odds, seed))), dict)
 
 
 async def answer(
@@ -177,7 +160,7 @@ def test_rows_of_the_head_without_a_token_are_never_drawn(grammars: Grammars) ->
     assert not torch.isfinite(masked[49_152:]).any()
 
 
-def test_verify_draws_as_sample_does(grammars: Grammars, odds: Callable[[int], Tensor]) -> None:
+def test_verify_draws_as_sample_does(grammars: Grammars, odds: Odds) -> None:
     params = SamplingParams(grammar=grammars.json_schema(MEASURES), repeat_penalty=1.0)
     rows = torch.stack([odds(seed) for seed in range(6)])
     one_by_one, guesser = Sampler(params), Sampler(params)
@@ -258,9 +241,9 @@ def test_without_the_library(grammars: Grammars, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_schema_within_a_grammar_has_its_own_root(
-    grammars: Grammars, odds: Callable[[int], Tensor], tokenizer: Tokenizer
+    grammars: Grammars, odds: Odds, tokenizer: Tokenizer
 ) -> None:
     grammar = grammars.lark(f'start: "person: " person\nperson: {json_rule(PERSON)}')
-    text = tokenizer.decode(write(grammar, odds, 3))
+    text = tokenizer.decode(draw(grammar, odds, 3))
     assert text.startswith("person: ")
     Draft202012Validator(PERSON).validate(json.loads(text.removeprefix("person: ")))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import pipeline_over
+from drawn_answers import STOP, draw, json_odds
 from jsonschema import Draft202012Validator
 
 from cake.errors import CakeError, GrammarError
@@ -19,7 +20,6 @@ from cake.model.tokenizer import Tokenizer
 from cake.tool_calls import Call, CallReader
 from cake.tools import Offer, read_offer, template_messages
 
-STOP = 2  # the demo model's end token
 WEATHER = {
     "type": "function",
     "function": {
@@ -211,12 +211,18 @@ async def test_a_call_that_is_asked_for_is_made(
         Draft202012Validator(SCHEMAS[call.name]).validate(json.loads(call.arguments))
 
 
-async def test_an_answer_with_strict_tools_is_text_or_a_valid_call(
-    tooled: Path, tokenizer: Tokenizer, grammars: Grammars
+@pytest.mark.parametrize("seed", range(6))
+def test_a_call_of_a_strict_tool_that_has_begun_becomes_a_valid_one(
+    seed: int, tokenizer: Tokenizer, grammars: Grammars
 ) -> None:
-    for answer in await answers(tooled, tokenizer, read_offer([STRICT], "auto"), grammars):
-        for call in (each for each in answer if isinstance(each, Call)):
-            Draft202012Validator(SCHEMAS["weather"]).validate(json.loads(call.arguments))
+    offer = read_offer([STRICT], "auto")
+    assert offer.grammar is not None
+    begun = tokenizer.encode('{"name": "', start=False)
+    text = tokenizer.decode(draw(grammars.lark(offer.grammar), json_odds(tokenizer), seed, begun))
+    reader = CallReader(offer.names)
+    (call,) = reader.feed(text) + reader.finish()
+    assert isinstance(call, Call)
+    Draft202012Validator(SCHEMAS["weather"]).validate(json.loads(call.arguments))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import contextlib
 import hmac
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from starlette.applications import Starlette
@@ -94,9 +94,9 @@ async def _answered(request: Request, service: Service, body: Sampled, task: Tas
         raise ApiError(400, "stream_options is for streamed answers; set stream")
     if body.stream:
         usage = body.stream_options is not None and body.stream_options.include_usage
-        with service.room():  # refused before the stream begins, where there is none
-            pass
-        return StreamingResponse(_events(service, task, shape, usage), media_type="text/event-stream")
+        events = _events(service, task, shape, usage)
+        first = await anext(events)  # where there is no room, that is said instead of a stream
+        return StreamingResponse(_begun(first, events), media_type="text/event-stream")
     parts: list[str | Call] = []
     with service.room():
         async with contextlib.aclosing(service.answer(task)) as pieces:
@@ -107,20 +107,27 @@ async def _answered(request: Request, service: Service, body: Sampled, task: Tas
     return JSONResponse(shape.whole(task, parts))
 
 
-async def _events(service: Service, task: Task, shape: Shape, usage: bool) -> AsyncIterator[str]:
+async def _events(service: Service, task: Task, shape: Shape, usage: bool) -> AsyncGenerator[str, None]:
     """Server-sent events. A client that leaves ends the iteration, and so the answer."""
-    try:
-        with service.room():
-            yield _event(shape.first())
+    with service.room():
+        yield _event(shape.first())
+        try:
             async with contextlib.aclosing(service.answer(task)) as pieces:
                 async for part in pieces:
                     yield _event(shape.part(part))
             yield _event(shape.last(task))
             if usage:
                 yield _event(shape.usage(task))
-    except Exception as error:
-        yield _event(api_error(error).body)
-    yield "data: [DONE]\n\n"
+        except Exception as error:
+            yield _event(api_error(error).body)
+        yield "data: [DONE]\n\n"
+
+
+async def _begun(first: str, events: AsyncGenerator[str, None]) -> AsyncIterator[str]:
+    async with contextlib.aclosing(events):
+        yield first
+        async for event in events:
+            yield event
 
 
 def _event(data: dict[str, Any]) -> str:

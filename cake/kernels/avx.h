@@ -1,7 +1,5 @@
 /* What every instruction set with vectors of 256 bits has in common. Included by sets.h before tile.h. */
 
-/* Whether a core that only streams weights reads faster if left alone: a Zen 4 by a third; a Zen 3, whose
-   own prefetching ends with each page of 4 KiB, slower by a fifth. */
 #define FOLLOWS_A_STREAM 0
 #define LANES 8
 #define PANEL_TOKENS 6

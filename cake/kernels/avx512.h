@@ -1,8 +1,6 @@
 /* What every instruction set with vectors of 512 bits and sums of products of bytes (VNNI) has in common.
    Included by sets.h before tile.h. */
 
-/* Whether a core that only streams weights reads faster if left alone: a Zen 4 by a third; a Zen 3, whose
-   own prefetching ends with each page of 4 KiB, slower by a fifth. */
 #define FOLLOWS_A_STREAM 1
 #define LANES 16
 #define PANEL_TOKENS 12

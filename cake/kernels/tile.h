@@ -1,8 +1,10 @@
 /* The inner loops, written once for every instruction set.
 
    matrix.c includes this file several times, each time after it has defined TARGET (the function
-   attribute), NAME(x), LANES (of 32 bits in a vector), INT and FLOAT (vector types), and the
-   operations that are undefined again at the end. */
+   attribute), NAME(x), LANES (of 32 bits in a vector), INT and FLOAT (vector types), the operations that
+   are undefined again at the end, and FOLLOWS_A_STREAM: whether a core that only streams weights reads them
+   faster if it is left alone, as a Zen 4 does by a third; a Zen 3, whose own prefetching ends with each
+   page of 4 KiB, is faster if asked ahead. */
 
 #define VECTORS (TILE_ROWS / LANES)
 
