@@ -28,9 +28,9 @@ from cake.turns import Turns
 
 T = TypeVar("T")
 
-LARGEST_CHUNK, SMALLEST_CHUNK = 512, 64
+LARGEST_CHUNK, SMALLEST_CHUNK = 512, 32
 CHUNK_BESIDE_OTHERS = 32  # whose tokens wait for it in every stage
-CHUNKS_PER_STAGE = 8  # filling and emptying the pipeline then takes an eighth of a prompt's time
+CHUNKS_PER_STAGE = 16  # filling and emptying the pipeline then takes a sixteenth of a prompt's time
 FEW_TOKENS = 16  # what a session that generates lacks at most, drafted tokens included
 
 
@@ -53,7 +53,7 @@ def chunk_tokens(n_tokens: int, n_stages: int) -> int:
     """Tokens of a chunk for a prompt of `n_tokens`."""
     if n_stages == 1:
         return LARGEST_CHUNK
-    share = -(-n_tokens // (CHUNKS_PER_STAGE * n_stages * 32)) * 32
+    share = -(-n_tokens // (CHUNKS_PER_STAGE * n_stages * 16)) * 16
     return min(max(share, SMALLEST_CHUNK), LARGEST_CHUNK)
 
 

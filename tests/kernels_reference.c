@@ -264,7 +264,9 @@ static double to_digits(int digits, double x)
 static int products_agree(const struct matrix *m, const double *kept, const float *x, int64_t x_columns,
                           int64_t tokens, int rounds, int64_t threads)
 {
-    const int rounded_to_bfloats = m->bits == 16 && rounds && knows_bfloats && tokens < 20; /* more: in panels */
+    /* Of an odd number of columns many tokens go in panels of float32. */
+    const int in_pairs = m->columns % 2 == 0 || tokens < 20;
+    const int rounded_to_bfloats = m->bits == 16 && rounds && knows_bfloats && in_pairs;
     const size_t n = (size_t)(tokens * m->rows);
     float *y = memory(n * sizeof *y);
     double *exact = memory((size_t)m->columns * sizeof *exact);

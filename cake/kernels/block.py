@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cake.kernels import POINTER, SIZE, cpu_computes_bfloat16, library
+from cake.kernels import POINTER, SIZE, library, torch_multiplies_bfloat16_faster
 from cake.kernels.matrix import FEW_TOKENS, NativeMatrix
 
 MOST_TOKENS = 128  # at once
@@ -112,10 +112,9 @@ class FusedBlock:
     def pays(self, n_tokens: int) -> bool:
         """Whether this is faster than torch for so many tokens.
 
-        For a few tokens reading the weights once is all that counts; for many, arithmetic counts, and
-        torch's is ahead where it has instructions for bfloat16.
+        For a few tokens reading the weights once is all that counts; for many, arithmetic counts.
         """
-        return self._quantized or n_tokens <= FEW_TOKENS or not cpu_computes_bfloat16()
+        return self._quantized or n_tokens <= FEW_TOKENS or not torch_multiplies_bfloat16_faster()
 
     def __call__(self, x: Tensor, index: int, step: FusedStep) -> None:
         """Pass contiguous float32 `[n_tokens, hidden_size]` through the block, in place."""

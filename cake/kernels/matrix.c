@@ -44,6 +44,7 @@ enum { MOST_ROWS = 4 }; /* of a bfloat16 matrix at once */
    second-level cache (what __builtin_prefetch calls 2), as the first is full of what is in use. */
 enum { PREFETCH_BYTES = 8192, SECOND_LEVEL = 2 };
 enum { PANEL = 256 }; /* columns of one: 16 KiB in float32, half a first-level cache */
+enum { PAIR_ROWS = 8, PAIR_VECTORS = 4, PAIR_LANES = 16, PAIR_TOKENS = PAIR_VECTORS * PAIR_LANES };
 enum { QUERIES = 48, MOST_VECTORS = 3 }; /* at once in attention */
 
 struct matrix {
@@ -59,7 +60,7 @@ struct group {
 };
 
 /* Of a quantized matrix int8 and groups; of a bfloat16 one float32, for panels [panels, tokens, PANEL], or
-   bfloat16. */
+   bfloat16, for pairs as product.h says. */
 struct activations {
     struct group *groups; /* [tokens, groups] */
     void *values;         /* [tokens, columns] */
@@ -80,6 +81,7 @@ struct instruction_set {
     /* The same of activations in bfloat16; null where there are no instructions for it. */
     void (*dense_rounded)(const struct matrix *, int64_t tile, const struct activations *, int64_t token,
                           int tokens, float *out);
+    void (*multiply_pairs)(const uint16_t *w, int64_t columns, const uint32_t *x, int vectors, float *out);
     int (*multiply_panel)(const float *panel, int64_t columns, const float *x, int64_t tokens, float *out);
     void (*split_pairs)(const float *x, float *split, int64_t columns);
     void (*to_bfloats)(const float *x, uint16_t *rounded, int64_t columns);

@@ -1,28 +1,41 @@
 /* y [tokens, rows] = x [tokens, columns] Wt, float32; or added to y. */
 
+/* How a matrix meets activations: a quantized one those in int8, tile by tile. One of bfloat16 meets few
+   tokens row by row, in float32 or where that is allowed in bfloat16; many in panels of float32, or in pairs
+   of bfloat16. */
+enum way { TILES, ROWS, ROUNDED_ROWS, PANELS, PAIRS };
+
 struct product {
     const struct matrix *matrix;
     struct activations activations;
     const float *x;
     int64_t tokens, x_columns;
-    int panels;  /* whether tokens are many enough to widen tiles for them */
-    int rounded; /* whether a bfloat16 matrix meets activations in bfloat16 too */
+    enum way way;
     float *y;
     int adds;
     int64_t tiles, tiles_at_once;
     atomic_llong next_token, next_tile;
 };
 
-enum { FEWEST_FOR_PANELS = 20 };
+enum { ALIGNMENT = 64, FEWEST_FOR_PAIRS = 9, FEWEST_FOR_PANELS = 20 };
+
+static enum way best_way(const struct matrix *m, int64_t tokens, int rounds)
+{
+    if (m->bits < 16)
+        return TILES;
+    if (rounds && used->multiply_pairs && tokens >= FEWEST_FOR_PAIRS && m->columns % 2 == 0)
+        return PAIRS;
+    if (tokens >= FEWEST_FOR_PANELS)
+        return PANELS;
+    return rounds && used->dense_rounded ? ROUNDED_ROWS : ROWS;
+}
 
 static struct product new_product(const struct matrix *m, int64_t tokens, int64_t x_columns, float *y, int adds,
                                   int rounds, int64_t threads)
 {
     const int64_t tiles = (m->rows + TILE_ROWS - 1) / TILE_ROWS, share = tiles / (threads * 8);
-    const int panels = m->bits == 16 && tokens >= FEWEST_FOR_PANELS;
     return (struct product){.matrix = m, .tokens = tokens, .x_columns = x_columns, .y = y, .adds = adds,
-                            .panels = panels, .rounded = m->bits == 16 && !panels && rounds && used->dense_rounded,
-                            .tiles = tiles, .tiles_at_once = share > 1 ? share : 1};
+                            .way = best_way(m, tokens, rounds), .tiles = tiles, .tiles_at_once = share > 1 ? share : 1};
 }
 
 static size_t group_bytes(const struct matrix *m, int64_t tokens)
@@ -30,14 +43,19 @@ static size_t group_bytes(const struct matrix *m, int64_t tokens)
     return m->bits == 16 ? 0 : (size_t)(tokens * (m->columns / GROUP)) * sizeof(struct group);
 }
 
+static int64_t vectors_of(int64_t tokens) { return (tokens + PAIR_LANES - 1) / PAIR_LANES; }
+
+/* Enough for every way, and to begin where a vector may; half of it is enough for pairs, of 9 tokens too. */
 static size_t activation_bytes(const struct matrix *m, int64_t tokens)
 {
     const int64_t columns = (m->columns + PANEL - 1) / PANEL * PANEL;
-    return group_bytes(m, tokens) + (size_t)(tokens * columns) * (m->bits == 16 ? sizeof(float) : sizeof(int8_t));
+    const size_t values = (size_t)(tokens * columns) * (m->bits == 16 ? sizeof(float) : sizeof(int8_t));
+    return ALIGNMENT + group_bytes(m, tokens) + values;
 }
 
 static void set_activations(struct product *job, void *memory)
 {
+    memory = (void *)(((uintptr_t)memory + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
     job->activations = (struct activations){memory, (char *)memory + group_bytes(job->matrix, job->tokens)};
 }
 
@@ -47,14 +65,33 @@ static float *packed(const struct product *job, int64_t c, int64_t t)
     return (float *)job->activations.values + (c / PANEL * job->tokens + t) * PANEL;
 }
 
-static void prepare_floats(struct product *job, int64_t t, const float *x)
+/* Tokens from `first` on, a multiple of PAIR_TOKENS, as pairs [columns / 2, vectors, PAIR_LANES]: of these the
+   vectors, and where they are. */
+static int pair_vectors(const struct product *job, int64_t first)
+{
+    const int64_t vectors = vectors_of(job->tokens - first);
+    return vectors < PAIR_VECTORS ? (int)vectors : PAIR_VECTORS;
+}
+
+static uint32_t *pairs_from(const struct product *job, int64_t first)
+{
+    return (uint32_t *)job->activations.values + first * job->matrix->columns / 2;
+}
+
+static void prepare_pairs(struct product *job, int64_t t, const float *x)
+{
+    const int64_t n = job->matrix->columns / 2, within = t % PAIR_TOKENS;
+    const int64_t width = pair_vectors(job, t - within) * PAIR_LANES;
+    uint32_t *to = pairs_from(job, t - within) + within, pairs[n];
+    used->to_bfloats(x, (uint16_t *)pairs, 2 * n);
+    for (int64_t c = 0; c < n; c++)
+        to[c * width] = pairs[c];
+}
+
+static void prepare_panels(struct product *job, int64_t t, const float *x)
 {
     const int64_t columns = job->matrix->columns;
-    if (job->rounded)
-        used->to_bfloats(x, (uint16_t *)job->activations.values + t * columns, columns);
-    else if (!job->panels)
-        used->split_pairs(x, (float *)job->activations.values + t * columns, columns);
-    for (int64_t c = 0; job->panels && c < columns; c += PANEL) {
+    for (int64_t c = 0; c < columns; c += PANEL) {
         const int64_t left = columns - c;
         memcpy(packed(job, c, t), x + c, (size_t)(left < PANEL ? left : PANEL) * sizeof(float));
     }
@@ -74,10 +111,15 @@ static void round_token(struct product *job, int64_t t, const float *x, int8_t *
 
 static void prepare_token(struct product *job, int64_t t, const float *x)
 {
-    if (job->matrix->bits == 16)
-        prepare_floats(job, t, x);
-    else
-        round_token(job, t, x, (int8_t *)job->activations.values + t * job->matrix->columns);
+    const int64_t columns = job->matrix->columns;
+    void *values = job->activations.values;
+    switch (job->way) {
+    case TILES: round_token(job, t, x, (int8_t *)values + t * columns); break;
+    case ROWS: used->split_pairs(x, (float *)values + t * columns, columns); break;
+    case ROUNDED_ROWS: used->to_bfloats(x, (uint16_t *)values + t * columns, columns); break;
+    case PANELS: prepare_panels(job, t, x); break;
+    case PAIRS: prepare_pairs(job, t, x);
+    }
 }
 
 static void prepare_tokens(void *argument)
@@ -107,7 +149,7 @@ static void multiply_tile(const struct product *job, int64_t tile, int64_t token
         const int64_t rest = end - token;
         at_once = rest >= 4 ? 4 : rest >= 2 ? 2 : 1;
         float out[MOST_TOKENS * TILE_ROWS];
-        (m->bits < 16 ? used->tiles : job->rounded ? used->dense_rounded : used->dense)(
+        (job->way == TILES ? used->tiles : job->way == ROUNDED_ROWS ? used->dense_rounded : used->dense)(
             m, tile, &job->activations, token, at_once, out);
         put(job, tile, token, at_once, out);
     }
@@ -169,20 +211,40 @@ static void multiply_panels(const struct product *job, int64_t first, int64_t ti
         put(job, first + i, token, tokens, sums[i]);
 }
 
+static void multiply_pairs(const struct product *job, int64_t first, int64_t end)
+{
+    const struct matrix *m = job->matrix;
+    _Alignas(64) float sums[PAIR_TOKENS * TILE_ROWS];
+    for (int64_t tile = first; tile < end; tile++)
+        for (int64_t token = 0; token < job->tokens; token += PAIR_TOKENS) {
+            const int64_t left = job->tokens - token;
+            used->multiply_pairs((const uint16_t *)m->weights + tile * TILE_ROWS * m->columns, m->columns,
+                                 pairs_from(job, token), pair_vectors(job, token), sums);
+            put(job, tile, token, left < PAIR_TOKENS ? left : PAIR_TOKENS, sums);
+        }
+}
+
+static void multiply_all_panels(const struct product *job, int64_t first, int64_t end)
+{
+    for (int64_t tile = first; tile < end; tile += PANEL_TILES)
+        for (int64_t token = 0; token < job->tokens; token += PANEL_MOST_TOKENS) {
+            const int64_t tiles = end - tile, tokens = job->tokens - token;
+            multiply_panels(job, tile, tiles < PANEL_TILES ? tiles : PANEL_TILES, token,
+                            tokens < PANEL_MOST_TOKENS ? tokens : PANEL_MOST_TOKENS);
+        }
+}
+
 static void multiply_part(void *argument)
 {
     struct product *job = argument;
     int64_t first;
     while ((first = atomic_fetch_add(&job->next_tile, job->tiles_at_once)) < job->tiles) {
         const int64_t share = first + job->tiles_at_once, end = share < job->tiles ? share : job->tiles;
-        if (!job->panels)
-            multiply_tiles(job, first, end);
-        for (int64_t tile = first; job->panels && tile < end; tile += PANEL_TILES)
-            for (int64_t token = 0; token < job->tokens; token += PANEL_MOST_TOKENS) {
-                const int64_t tiles = end - tile, tokens = job->tokens - token;
-                multiply_panels(job, tile, tiles < PANEL_TILES ? tiles : PANEL_TILES, token,
-                                tokens < PANEL_MOST_TOKENS ? tokens : PANEL_MOST_TOKENS);
-            }
+        switch (job->way) {
+        case PANELS: multiply_all_panels(job, first, end); break;
+        case PAIRS: multiply_pairs(job, first, end); break;
+        default: multiply_tiles(job, first, end);
+        }
     }
 }
 

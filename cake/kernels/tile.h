@@ -221,6 +221,8 @@ static TARGET void NAME(dense_rounded)(const struct matrix *m, int64_t tile, con
     for (int r = 0; r < TILE_ROWS; r += tokens == 1 ? 1 : MOST_ROWS)
         WITH_ROWS(rounded_rows, tokens, w + r * columns, columns, x, out + r)
 }
+
+#include "pairs.h"
 #endif
 
 static TARGET void NAME(split_pairs)(const float *x, float *split, int64_t columns)
@@ -258,9 +260,9 @@ static TARGET void NAME(quantize_row)(const struct matrix *m, int64_t row, const
 static const struct instruction_set NAME(set) = {
     NAME(tiles), NAME(dense),
 #ifdef DOT_BFLOATS
-    NAME(dense_rounded),
+    NAME(dense_rounded), NAME(multiply_pairs),
 #else
-    NULL,
+    NULL, NULL,
 #endif
     NAME(multiply_panel), NAME(split_pairs), NAME(to_bfloats),
     NAME(round_activations), NAME(quantize_row),

@@ -191,7 +191,8 @@ class BfloatMatrix:
 
     def multiply(self, x: Tensor) -> Tensor:
         """`x Wᵀ`."""
-        if x.dtype == torch.bfloat16 and x.shape[0] > FEW_TOKENS and kernels.cpu_computes_bfloat16():
+        many = x.dtype == torch.bfloat16 and x.shape[0] > FEW_TOKENS
+        if many and kernels.torch_multiplies_bfloat16_faster():
             return F.linear(x, self.weight)
         rounds = x.dtype == torch.bfloat16  # it is rounded already
         return self.native.multiply(x.float().contiguous(), rounds).to(x.dtype)
