@@ -18,6 +18,16 @@ def peak_memory_bytes() -> int:
     return _peak_resident_bytes() + accelerator
 
 
+def used_memory_bytes(device: torch.device) -> int:
+    """What this process holds now where it computes: resident memory, or an accelerator's."""
+    if device.type == "cpu":
+        return int(psutil.Process().memory_info().rss)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    used: int = torch.get_device_module(device).memory_reserved(device)
+    return used
+
+
 def device_memory_bytes(device: torch.device) -> int:
     """All memory that a device has; of memory that a GPU shares with the machine, what it may use well."""
     if device.type == "cpu":

@@ -30,6 +30,7 @@ class SessionPool:
         self._idle: list[Session] = []
         self._copied: Counter[int] = Counter()  # sessions of which a copy is being made: they must stay
         self._turns = asyncio.Semaphore(at_once)  # gives turns in order of arrival
+        self.waiting = 0  # for one
 
     @property
     def idle(self) -> tuple[Session, ...]:
@@ -43,7 +44,7 @@ class SessionPool:
     @contextlib.asynccontextmanager
     async def session_for(self, prompt: Sequence[int]) -> AsyncIterator[Session]:
         """Wait for a turn; a session that holds as much of `prompt` as any, kept again afterwards."""
-        async with self._turns:
+        async with self._turn():
             session = self._take(prompt)
             source = session.source
             if source is not None:
@@ -55,6 +56,18 @@ class SessionPool:
                     self._copied[source] -= 1
                 self._idle.append(session)
                 await self._make_room()
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        self.waiting += 1
+        try:
+            await self._turns.acquire()
+        finally:
+            self.waiting -= 1
+        try:
+            yield
+        finally:
+            self._turns.release()
 
     def _take(self, prompt: Sequence[int]) -> Session:
         best = max(self._idle, key=lambda session: session.shared(prompt), default=None)
