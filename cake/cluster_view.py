@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from typing import Any, NamedTuple
 
 from cake.figures import Figures
@@ -56,12 +56,34 @@ class ClusterView:
         self._samples: deque[Sample] = deque([self._sample()])
         self._published = News()
         self._events = 0
+        self.streams = 0  # of events, that are open
         self._open = True
 
     @property
     def figures(self) -> Figures:
         """What is counted of answers."""
         return self._generator.figures
+
+    @property
+    def stages(self) -> tuple[AnyStage, ...]:
+        """All stages that there are or were."""
+        return self._generator.pipeline.stages
+
+    @property
+    def presence(self) -> dict[str, bool]:
+        """Whether each node's worker is there."""
+        crew = self._generator.pipeline.crew
+        return {node.name: node.name in crew.workers for node in crew.nodes}
+
+    @property
+    def standing(self) -> dict[str, int]:
+        """How many requests and sessions there are now, and how many replays there were."""
+        return {
+            "requests": self.figures.answering,
+            "waiting": self._generator.sessions.waiting,
+            "sessions": self._generator.pipeline.n_sessions,
+            "replays": self.figures.replays,
+        }
 
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
@@ -78,13 +100,17 @@ class ClusterView:
         self._open = False
         self._published.tell()
 
-    async def events(self) -> AsyncIterator[Snapshot]:
+    async def events(self) -> AsyncGenerator[Snapshot, None]:
         """A snapshot at once, and then each that is taken, until the view is closed."""
-        while self._open:
-            seen = self._events
-            yield {**self.snapshot(), "at": time.time()}
-            while self._open and seen == self._events:
-                await self._published.wait(EVERY_S)
+        self.streams += 1
+        try:
+            while self._open:
+                seen = self._events
+                yield {**self.snapshot(), "at": time.time()}
+                while self._open and seen == self._events:
+                    await self._published.wait(EVERY_S)
+        finally:
+            self.streams -= 1
 
     async def _watch(self) -> None:
         while True:
@@ -191,10 +217,7 @@ class ClusterView:
         return {
             "tokens_per_s": round((now.tokens - before.tokens) / seconds, 2),
             "prompt_tokens_per_s": round((now.prompt_tokens - before.prompt_tokens) / seconds, 2),
-            "requests": self.figures.answering,
-            "waiting": self._generator.sessions.waiting,
-            "sessions": self._generator.pipeline.n_sessions,
-            "replays": self.figures.replays,
+            **self.standing,
         }
 
 

@@ -6,6 +6,7 @@ figures, and costs a token about a microsecond.
 
 import bisect
 import contextlib
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 
@@ -25,6 +26,12 @@ class Distribution:
         self.total = 0.0
         self.latest: float | None = None
 
+    @property
+    def cumulative(self) -> list[tuple[str, int]]:
+        """Each bound as text, and how many values were at most that; infinity comes last."""
+        bounds = [*map(str, self.bounds), "+Inf"]
+        return list(zip(bounds, itertools.accumulate(self.counts), strict=True))
+
     def add(self, value: float) -> None:
         """Count a value."""
         self.counts[bisect.bisect_left(self.bounds, value)] += 1
@@ -38,6 +45,7 @@ class Figures:
     def __init__(self) -> None:
         self.news = News()  # a replay begins or ends
         self.prompt_tokens = 0  # that were run
+        self.cached_tokens = 0  # of prompts, that needed not to be run
         self.tokens = 0  # of answers
         self.answers = 0  # that were begun
         self.answering = 0  # at this moment

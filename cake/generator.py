@@ -117,6 +117,7 @@ class Generator:
         end = min(len(prompt) + max_tokens, self.pipeline.context)
         passes = Passes(self._scheduler, session, sampler, self._speculation(session), end)
         with contextlib.closing(passes), self.figures.answer(arrived_s) as figures:
+            self.figures.cached_tokens += session.held
             made = await passes.first(figures.prompt(on_progress))
             while True:
                 for piece in self._pieces(session, made, detokenizer, end):

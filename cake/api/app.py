@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from cake.api.cluster import cluster_handlers
 from cake.api.errors import ApiError, api_error
+from cake.api.metrics import Metrics
 from cake.api.requests import ChatRequest, CompletionRequest, Sampled
 from cake.api.service import Service, Task
 from cake.api.shapes import ChatShape, CompletionShape
@@ -47,8 +48,10 @@ def build_app(service: Service, view: ClusterView, api_key: str | None = None) -
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ready", "model": service.model})
 
+    metrics = Metrics(view)
+
     def route(path: str, handler: Handler, method: str = "GET") -> Route:
-        return Route(path, _guarded(handler, api_key), methods=[method])
+        return Route(path, metrics.counted(path, _guarded(handler, api_key)), methods=[method])
 
     routes = [
         route("/v1/chat/completions", chat, "POST"),
@@ -57,6 +60,7 @@ def build_app(service: Service, view: ClusterView, api_key: str | None = None) -
         route("/v1/models", models),
         route("/v1/models/{name:path}", model),
         *(route(path, handler) for path, handler in cluster_handlers(view).items()),
+        route("/metrics", metrics.answer),
         Route("/health", health),
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: _no_such_route})

@@ -1,5 +1,6 @@
 """Routes that show the cluster: a snapshot, and a stream of them."""
 
+import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -25,5 +26,6 @@ def cluster_handlers(view: ClusterView) -> dict[str, Handler]:
 
 
 async def _events(view: ClusterView) -> AsyncIterator[str]:
-    async for snapshot in view.events():
-        yield f"data: {json.dumps(snapshot, ensure_ascii=False)}\n\n"
+    async with contextlib.aclosing(view.events()) as snapshots:
+        async for snapshot in snapshots:
+            yield f"data: {json.dumps(snapshot, ensure_ascii=False)}\n\n"
