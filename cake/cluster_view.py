@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from cake.figures import Figures
 from cake.generator import Generator
-from cake.memory import device_memory_bytes, used_memory_bytes
+from cake.memory import memory_of
 from cake.news import News
+from cake.protocol.messages import Memory
 from cake.protocol.tensors import NAMES
 from cake.remote import RemoteStage
 from cake.routes import AnyStage
@@ -53,6 +54,7 @@ class ClusterView:
 
     def __init__(self, generator: Generator, model: str) -> None:
         self._generator, self._model = generator, model
+        self._own_memory = memory_of(generator.pipeline.placement.device)
         self._samples: deque[Sample] = deque([self._sample()])
         self._published = News()
         self._events = 0
@@ -156,14 +158,14 @@ class ClusterView:
             "state": "up",
             "device": str(placement.device),
             "dtype": NAMES[placement.dtype],
-            "memory_used": used_memory_bytes(placement.device),
-            "memory_total": device_memory_bytes(placement.device),
+            **_memory(self._own_memory()),
             "spans": _pairs(spans),
             "holds": ["embedding", "head"],
         }
 
     def _worker(self, node: Node, in_use: Iterable[AnyStage]) -> Snapshot:
         pipeline = self._generator.pipeline
+        worker = pipeline.crew.workers.get(node.name)
         known = next((stage for stage in pipeline.stages if stage.node == node.name), None)
         return {
             "name": node.name,
@@ -171,8 +173,7 @@ class ClusterView:
             "state": self._state(node, in_use),
             "device": known.device if known else None,
             "dtype": known.dtype if known else None,
-            "memory_used": None,
-            "memory_total": None,
+            **_memory(worker.memory if worker else None),
             "spans": _pairs(node.spans),
             "holds": [],
         }
@@ -231,6 +232,12 @@ def _count(stats: StageStats) -> Count:
 
 def _key(stage: AnyStage) -> Key:
     return stage.node, stage.blocks.start
+
+
+def _memory(known: Memory | None) -> Snapshot:
+    """As JSON; nothing where it is not known."""
+    used, total = known if known and known.total else (None, None)
+    return {"memory_used": used, "memory_total": total}
 
 
 def _pair(span: range) -> list[int]:

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import GREEDY, NoText, pipeline_over, serving
 
 from cake.cluster_view import ClusterView, Snapshot
@@ -46,7 +47,8 @@ async def test_a_snapshot_shows_who_serves_what(tiny_model: Path) -> None:
     async with AsyncExitStack() as stack:
         w0 = await stack.enter_async_context(serving(tiny_model, "w0", range(1, 3), range(5, 6)))
         pipeline = await stack.enter_async_context(pipeline_over(tiny_model, w0))
-        shown = ClusterView(new_generator(pipeline), "tiny").snapshot()
+        view = ClusterView(new_generator(pipeline), "tiny")
+        shown = view.snapshot()
         assert (shown["model"], shown["n_blocks"], shown["context"]) == ("tiny", 6, 512)
         master, worker = shown["nodes"]
         assert master["spans"] == [[0, 1], [3, 5]]
@@ -57,6 +59,9 @@ async def test_a_snapshot_shows_who_serves_what(tiny_model: Path) -> None:
         assert (worker["device"], worker["dtype"]) == ("cpu", "float32")
         way = [(stage["node"], stage["span"]) for stage in shown["pipeline"]]
         assert way == [("master", [0, 1]), ("w0", [1, 3]), ("master", [3, 5]), ("w0", [5, 6])]
+        master, worker = (await until(view.events(), lambda event: event["nodes"][1]["memory_used"]))["nodes"]
+        assert worker["memory_total"] == master["memory_total"]  # they are one process
+        assert worker["memory_used"] == pytest.approx(master["memory_used"], rel=0.5)
         assert all(stage["compute_ms"] is None and not stage["active"] for stage in shown["pipeline"])
 
 
