@@ -57,7 +57,9 @@ class ClusterView:
         self._own_memory = memory_of(generator.pipeline.placement.device)
         self._samples: deque[Sample] = deque([self._sample()])
         self._published = News()
-        self._events = 0
+        self._retold: set[str] = set()  # nodes, since the latest was taken
+        self._changed = asyncio.Event()
+        self._latest, self._n_taken = self.snapshot(), 0
         self.streams = 0  # of events, that are open
         self._open = True
 
@@ -91,11 +93,13 @@ class ClusterView:
     async def watched(self) -> AsyncIterator[None]:
         """Meanwhile look twice a second, and at once where somebody comes or goes."""
         watching = asyncio.create_task(self._watch())
-        try:
-            yield
-        finally:
-            self.close()
-            await end([watching])
+        crew = self._generator.pipeline.crew
+        with crew.news.heard_by(self._hear), self.figures.news.heard_by(self._hear):
+            try:
+                yield
+            finally:
+                self.close()
+                await end([watching])
 
     def close(self) -> None:
         """End all streams of events."""
@@ -106,30 +110,38 @@ class ClusterView:
         """A snapshot at once, and then each that is taken, until the view is closed."""
         self.streams += 1
         try:
+            snapshot = self.snapshot()
             while self._open:
-                seen = self._events
-                yield {**self.snapshot(), "at": time.time()}
-                while self._open and seen == self._events:
+                seen = self._n_taken
+                yield snapshot
+                while self._open and seen == self._n_taken:
                     await self._published.wait(EVERY_S)
+                snapshot = self._latest
         finally:
             self.streams -= 1
 
     async def _watch(self) -> None:
         while True:
-            waiting = [asyncio.create_task(news.wait(EVERY_S)) for news in self._news]
-            try:
-                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                await end(waiting)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), EVERY_S)
+            self._changed.clear()
             self._samples.append(self._sample())
             while len(self._samples) > 2 and self._samples[1].at_s <= self._samples[-1].at_s - WINDOW_S:
                 self._samples.popleft()
-            self._events += 1
+            self._latest = self.snapshot()
+            self._n_taken += 1
+            self._retold = self._retold_now()
             self._published.tell()
 
-    @property
-    def _news(self) -> tuple[News, ...]:
-        return self._generator.pipeline.crew.news, self.figures.news
+    def _hear(self) -> None:
+        """However short a replay is, the next event shows it."""
+        self._retold |= self._retold_now()
+        self._changed.set()
+
+    def _retold_now(self) -> set[str]:
+        """The nodes that are told again what they lack."""
+        pipeline = self._generator.pipeline
+        return {stage.node for session in self.figures.replaying for stage in pipeline.retold(session)}
 
     def _sample(self) -> Sample:
         stages = {_key(stage): _count(stage.stats) for stage in self._generator.pipeline.stages}
@@ -140,6 +152,7 @@ class ClusterView:
         pipeline, now = self._generator.pipeline, self._sample()
         in_use = pipeline.in_use
         return {
+            "at": time.time(),
             "model": self._model,
             "n_blocks": pipeline.config.n_blocks,
             "context": pipeline.context,
@@ -182,8 +195,7 @@ class ClusterView:
         pipeline = self._generator.pipeline
         if node.name not in pipeline.crew.workers:
             return "lost"
-        retold = (stage for session in self.figures.replaying for stage in pipeline.retold(session))
-        if any(stage.node == node.name for stage in retold):
+        if node.name in self._retold | self._retold_now():
             return "replaying"
         return "up" if any(stage.node == node.name for stage in in_use) else "standby"
 

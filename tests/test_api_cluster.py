@@ -66,7 +66,7 @@ async def test_the_topology_is_the_views_snapshot(served: Served) -> None:
     shown = (await served.client.get("/api/v1/topology")).json()
     assert [node["name"] for node in shown["nodes"]] == ["master", "w0"]
     assert [stage["span"] for stage in shown["pipeline"]] == [[0, 3], [3, 6]]
-    assert shown.keys() == {"model", "n_blocks", "context", "nodes", "pipeline", "rates"}
+    assert shown.keys() == {"at", "model", "n_blocks", "context", "nodes", "pipeline", "rates"}
 
 
 async def test_events_come_at_once_and_twice_a_second(served: Served) -> None:

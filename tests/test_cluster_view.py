@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,36 @@ async def test_who_goes_is_lost_at_once(tiny_model: Path) -> None:
                 lost = await asyncio.wait_for(anext(events), 0.4)
             assert node(lost, "w0")["state"] == "lost"
             assert node(lost, "w0")["device"] == "cpu"  # as it was
+
+
+async def test_a_stand_in_is_told_again_what_it_lacks_and_then_serves(tiny_model: Path) -> None:
+    async with AsyncExitStack() as stack:
+        dying = await stack.enter_async_context(AsyncExitStack())
+        first = await stack.enter_async_context(serving(tiny_model, "first", range(3)))
+        second = await dying.enter_async_context(serving(tiny_model, "second", range(3, 6)))
+        spare = replace(
+            await stack.enter_async_context(serving(tiny_model, "spare", range(3, 6))), replica=True
+        )
+        pipeline = await stack.enter_async_context(pipeline_over(tiny_model, first, second, spare))
+        generator, session = new_generator(pipeline), Session()
+        view = ClusterView(generator, "tiny")
+        await generate(generator, 8, session)
+        names = ("first", "second", "spare")
+        async with view.watched(), aclosing(view.events()) as events:
+            before = await anext(events)
+            assert [stage["node"] for stage in before["pipeline"]] == ["first", "second"]
+            assert [node(before, name)["state"] for name in names] == ["up", "up", "standby"]
+            await dying.aclose()
+            lost = await until(events, lambda event: node(event, "second")["state"] == "lost")
+            assert lost["rates"]["replays"] == 0
+            again = asyncio.create_task(generate(generator, 8, session))
+            told = await until(events, lambda event: node(event, "spare")["state"] != "standby")
+            assert [node(told, name)["state"] for name in names] == ["up", "lost", "replaying"]
+            assert told["rates"]["replays"] == 1
+            await again
+            after = await until(events, lambda event: node(event, "spare")["state"] != "replaying")
+            assert [node(after, name)["state"] for name in names] == ["up", "lost", "up"]
+            assert [stage["node"] for stage in after["pipeline"]] == ["first", "spare"]
 
 
 async def test_events_end_when_the_view_is_closed(tiny_model: Path) -> None:
