@@ -27,6 +27,11 @@ class Distribution:
         self.latest: float | None = None
 
     @property
+    def n(self) -> int:
+        """Values that were seen."""
+        return sum(self.counts)
+
+    @property
     def cumulative(self) -> list[tuple[str, int]]:
         """Each bound as text, and how many values were at most that; infinity comes last."""
         bounds = [*map(str, self.bounds), "+Inf"]
