@@ -74,10 +74,9 @@ class ClusterView:
         return self._generator.pipeline.stages
 
     @property
-    def presence(self) -> dict[str, bool]:
-        """Whether each node's worker is there."""
-        crew = self._generator.pipeline.crew
-        return {node.name: node.name in crew.workers for node in crew.nodes}
+    def kept_tokens(self) -> int:
+        """Tokens of idle sessions, kept for requests to come."""
+        return self._generator.sessions.n_tokens
 
     @property
     def standing(self) -> dict[str, int]:

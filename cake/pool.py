@@ -38,7 +38,8 @@ class SessionPool:
         return tuple(self._idle)
 
     @property
-    def _n_tokens(self) -> int:
+    def n_tokens(self) -> int:
+        """Of those sessions."""
         return sum(len(session.ids) for session in self._idle)
 
     @contextlib.asynccontextmanager
@@ -82,7 +83,7 @@ class SessionPool:
         return best.copy(shared)
 
     async def _make_room(self) -> None:
-        while len(self._idle) > KEPT_SESSIONS or self._n_tokens > self._kept_tokens:
+        while len(self._idle) > KEPT_SESSIONS or self.n_tokens > self._kept_tokens:
             free = [session for session in self._idle if not self._copied[session.number]]
             if not free:
                 return

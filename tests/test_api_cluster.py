@@ -115,7 +115,9 @@ async def test_prometheus_is_told_what_was_done(served: Served) -> None:
     assert told["cake_first_token_seconds_count",] == 1
     assert told["cake_between_tokens_seconds_count",] == 4
     assert told["cake_between_tokens_seconds_bucket", "+Inf"] == 4
-    assert told["cake_node_up", "w0"] == 1
+    assert told["cake_node_up", "w0"] == told["cake_node_up", "master"] == 1
+    assert told["cake_node_memory_used_bytes", "w0"] > 50e6
+    assert told["cake_kept_tokens",] == 0
     assert told["cake_http_requests_total", "/v1/models/{name:path}", "404"] == 1
     assert told["cake_waiting_requests",] == told["cake_replays_total",] == 0
     stats = served.generator.pipeline.stages[1].stats

@@ -65,10 +65,7 @@ class ClusterCollector(Collector):
         """Every figure as it is now."""
         yield from self._of_answers()
         yield from self._of_stages()
-        up = GaugeMetricFamily("cake_node_up", "Whether a worker is there", labels=["node"])
-        for name, there in self._view.presence.items():
-            up.add_metric([name], there)
-        yield up
+        yield from self._of_nodes()
 
     def _of_answers(self) -> Iterator[Metric]:
         figures, now = self._view.figures, self._view.standing
@@ -82,8 +79,22 @@ class ClusterCollector(Collector):
         yield GaugeMetricFamily("cake_requests", "Answers that are being made", now["requests"])
         yield GaugeMetricFamily("cake_waiting_requests", "Requests that wait for their turn", now["waiting"])
         yield GaugeMetricFamily("cake_sessions", "Sessions that stages may hold", now["sessions"])
+        yield GaugeMetricFamily(
+            "cake_kept_tokens", "Tokens of idle sessions that are kept", self._view.kept_tokens
+        )
         yield _histogram("cake_first_token_seconds", "From request to first token", figures.first_token_s)
         yield _histogram("cake_between_tokens_seconds", "From token to token", figures.between_tokens_s)
+
+    def _of_nodes(self) -> Iterator[Metric]:
+        up = GaugeMetricFamily("cake_node_up", "Whether a node is there", labels=["node"])
+        memory = GaugeMetricFamily(
+            "cake_node_memory_used_bytes", "Memory that a node uses where it computes", labels=["node"]
+        )
+        for node in self._view.snapshot()["nodes"]:
+            up.add_metric([node["name"]], node["state"] != "lost")
+            if node["memory_used"] is not None:
+                memory.add_metric([node["name"]], node["memory_used"])
+        yield from (up, memory)
 
     def _of_stages(self) -> Iterator[Metric]:
         for name, (words, value) in OF_STAGES.items():
