@@ -137,6 +137,9 @@ class ClusterView:
         self._retold |= self._retold_now()
         self._changed.set()
 
+    def _is_retold(self, name: str) -> bool:
+        return name in self._retold or name in self._retold_now()
+
     def _retold_now(self) -> set[str]:
         """The nodes that are told again what they lack."""
         pipeline = self._generator.pipeline
@@ -167,7 +170,7 @@ class ClusterView:
         return {
             "name": MASTER,
             "address": None,
-            "state": "up",
+            "state": "replaying" if self._is_retold(MASTER) else "up",
             "device": str(placement.device),
             "dtype": NAMES[placement.dtype],
             **_memory(self._own_memory()),
@@ -194,7 +197,7 @@ class ClusterView:
         pipeline = self._generator.pipeline
         if node.name not in pipeline.crew.workers:
             return "lost"
-        if node.name in self._retold | self._retold_now():
+        if self._is_retold(node.name):
             return "replaying"
         return "up" if any(stage.node == node.name for stage in in_use) else "standby"
 
