@@ -8,8 +8,9 @@ https://vt100.net/docs/vt510-rm/DECSTBM.html
 import asyncio
 import contextlib
 import os
+import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TextIO
 
 from prompt_toolkit.utils import get_cwidth
@@ -24,6 +25,7 @@ DOWN, UP = "\x1bD", "\x1b[A"  # down scrolls at the last row
 CLEAR_ROW, CLEAR_BELOW = "\x1b[2K", "\x1b[J"
 REVERSE, PLAIN = "\x1b[7m", "\x1b[m"
 ALL_SCROLL = "\x1b[r"
+STOPPING = (signal.SIGTERM, signal.SIGTSTP) if sys.platform != "win32" else ()
 
 
 @contextlib.asynccontextmanager
@@ -36,7 +38,8 @@ async def status_line(generator: Generator, model: str) -> AsyncIterator[None]:
     async with view.watched():
         drawing = asyncio.create_task(_draw(view, row))
         try:
-            yield
+            with _gone_when_stopped(row):
+                yield
         finally:
             try:
                 await end([drawing])
@@ -49,6 +52,26 @@ async def _draw(view: ClusterView, row: "LastRow") -> None:
     before = first_tokens.n
     async for snapshot in view.events():
         row.show(status_text(snapshot, first_tokens.latest if first_tokens.n > before else None))
+
+
+@contextlib.contextmanager
+def _gone_when_stopped(row: "LastRow") -> Iterator[None]:
+    """A shell that gets the terminal back, for ever or until `fg`, shall find all its rows."""
+    loop = asyncio.get_running_loop()
+
+    def obey(number: int) -> None:
+        row.erase()
+        loop.remove_signal_handler(number)
+        signal.raise_signal(number)
+        loop.add_signal_handler(number, obey, number)  # it goes on
+
+    for number in STOPPING:
+        loop.add_signal_handler(number, obey, number)
+    try:
+        yield
+    finally:
+        for number in STOPPING:
+            loop.remove_signal_handler(number)
 
 
 def can_show(stream: TextIO) -> bool:

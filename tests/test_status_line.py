@@ -2,6 +2,7 @@
 
 import os
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -107,6 +108,29 @@ def test_a_person_sees_figures_below_the_answer_and_then_no_more(
     answer = terminal.text.split("poem about rain.")[1].split("120 tokens (")[0]
     assert len(answer.split()) > 60
     terminal.type("\x04")
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM, signal.SIGTSTP])
+def test_an_answer_that_is_stopped_takes_it_along(
+    terminal: Terminal, chat: Callable[..., subprocess.Popen[bytes]], by: signal.Signals
+) -> None:
+    end = terminal.slave
+    process = chat("--sample-len", "2000", stdin=subprocess.PIPE, stdout=end, stderr=end)
+    assert process.stdin is not None
+    process.stdin.write(b"Write a long poem about rain.\n")
+    process.stdin.flush()
+    terminal.until(lambda: terminal.last_row.endswith(" ms"))
+    process.send_signal(by)
+    terminal.until(lambda: "master 0-29 up" not in terminal.text)
+    assert terminal.screen.margins is None
+    if by == signal.SIGTSTP:
+        process.send_signal(signal.SIGCONT)
+        terminal.until(lambda: terminal.last_row.endswith(" ms"))
+        process.send_signal(signal.SIGTERM)
+        terminal.until(lambda: "master 0-29 up" not in terminal.text)
+    process.stdin.close()
+    process.stdin = None
+    assert process.wait(20) == (0 if by == signal.SIGINT else -signal.SIGTERM)
 
 
 def test_a_status_line_stays_out_of_what_is_piped(
