@@ -15,6 +15,7 @@ from cake.generator import Generator
 from cake.master import Master, message, show_text, tell
 from cake.report import Answer, closing_lines
 from cake.session import Session
+from cake.status_line import status_line
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +64,9 @@ async def _answer(master: Master, generator: Generator, session: Session, prompt
     answer = Answer(len(prompt))
     answering = asyncio.create_task(master.answer(generator, session, prompt, show_text, answer))
     try:
-        with _interrupting(answering), contextlib.suppress(asyncio.CancelledError):
-            await answering
+        async with status_line(generator, master.model_name):
+            with _interrupting(answering), contextlib.suppress(asyncio.CancelledError):
+                await answering
     except CakeError:
         log.debug("the whole story", exc_info=True)
     return answer

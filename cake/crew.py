@@ -4,13 +4,13 @@ Does not know which of them a token passes.
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from cake.errors import NodeError, NodeLostError
 from cake.net.tls import Credentials
+from cake.news import News
 from cake.protocol.handshake import Expectation
 from cake.remote import Patience, RemoteWorker, UnreachableError, connect_worker
 from cake.tasks import end
@@ -37,10 +37,10 @@ class Crew:
         self, members: Iterable[Member], patience: Patience, credentials: Credentials | None = None
     ) -> None:
         self.workers: dict[str, RemoteWorker] = {}
+        self.news = News()  # somebody comes or goes
         self._members = {member.node.name: member for member in members}
         self._patience, self._credentials = patience, credentials
         self._dialling: dict[str, asyncio.Task[None]] = {}
-        self._news = asyncio.Event()
         self._closed = False
 
     async def muster(self, enough: Callable[[], bool]) -> None:
@@ -89,11 +89,11 @@ class Crew:
         if worker.alive:
             self.workers[name] = worker
             worker.on_lost = lambda error: self._lost(name, error)
-        self._tell()
+        self.news.tell()
 
     def _lost(self, name: str, error: NodeLostError) -> None:
         del self.workers[name]
-        self._tell()
+        self.news.tell()
         if not self._closed:
             log.warning("%s; looking for it", error)
             self._dial(name)
@@ -120,6 +120,11 @@ class Crew:
         log.warning("worker %r is there", name)
 
     @property
+    def nodes(self) -> list[Node]:
+        """All nodes, in the order of the topology."""
+        return [member.node for member in self._members.values()]
+
+    @property
     def absent(self) -> list[Node]:
         """The nodes whose workers are not there."""
         return [member.node for name, member in self._members.items() if name not in self.workers]
@@ -130,15 +135,6 @@ class Crew:
             name: replace(member, expected=replace(member.expected, context=context))
             for name, member in self._members.items()
         }
-
-    def _tell(self) -> None:
-        news, self._news = self._news, asyncio.Event()
-        news.set()
-
-    async def news(self, timeout: float) -> None:
-        """Wait until somebody comes or goes, at most `timeout` seconds."""
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._news.wait(), timeout)
 
     async def close(self) -> None:
         """Take leave of all, and dial nobody any more."""

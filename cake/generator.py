@@ -5,11 +5,13 @@ An async iterator that the terminal consumes; knows nothing of terminals, files 
 
 import contextlib
 import functools
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from cake.errors import CakeError, PromptTooLongError
+from cake.figures import Figures
 from cake.job import OnProgress, nobody
 from cake.model.grammar import Grammars
 from cake.model.sampling import Sampler, SamplingParams
@@ -47,10 +49,16 @@ class Generator:
         new_proposer: Callable[[], Proposer] | None = None,
     ) -> None:
         self.pipeline, self.tokenizer = pipeline, tokenizer
-        self._stop_ids, self._scheduler = stop_ids, Scheduler(pipeline, prompt_chunk)
+        self.figures = Figures()
+        self._stop_ids, self._scheduler = stop_ids, Scheduler(pipeline, prompt_chunk, self.figures)
         self.sessions = SessionPool(self.close_session)
         self._new_proposer = new_proposer
         self._speculations: dict[int, Speculation] = {}  # by the session's number
+
+    @property
+    def busy(self) -> bool:
+        """Whether a batch is on its way through the pipeline."""
+        return self._scheduler.busy
 
     @functools.cached_property
     def grammars(self) -> Grammars:
@@ -77,8 +85,9 @@ class Generator:
     ) -> AsyncGenerator[Piece, None]:
         """As `generate`, when it is this request's turn, and in a session that is kept for others."""
         self.check(prompt)
+        arrived_s = time.perf_counter()
         async with self.sessions.session_for(prompt) as session:
-            pieces = self.generate(session, prompt, sampling, max_tokens, on_progress)
+            pieces = self.generate(session, prompt, sampling, max_tokens, on_progress, arrived_s)
             # Its passes end before others get the session, also where somebody leaves early.
             async with contextlib.aclosing(pieces):
                 async for piece in pieces:
@@ -91,10 +100,12 @@ class Generator:
         sampling: SamplingParams,
         max_tokens: int,
         on_progress: OnProgress = nobody,
+        arrived_s: float | None = None,
     ) -> AsyncGenerator[Piece, None]:
         """Run the prompt and yield up to `max_tokens` tokens as they are made.
 
         `on_progress` is told how many tokens each part of the prompt had that was run.
+        `arrived_s` is when it was asked for, on `time.perf_counter`'s clock, if that was before now.
 
         What the prompt shares with the session's tokens so far is not run again. Ends with the
         reason "stop" at one of the model's end tokens, with "length" at `max_tokens` or when the
@@ -105,10 +116,12 @@ class Generator:
         sampler, detokenizer = Sampler(sampling), Detokenizer(self.tokenizer)
         end = min(len(prompt) + max_tokens, self.pipeline.context)
         passes = Passes(self._scheduler, session, sampler, self._speculation(session), end)
-        with contextlib.closing(passes):
-            made = await passes.first(on_progress)
+        with contextlib.closing(passes), self.figures.answer(arrived_s) as figures:
+            self.figures.cached_tokens += session.held
+            made = await passes.first(figures.prompt(on_progress))
             while True:
                 for piece in self._pieces(session, made, detokenizer, end):
+                    figures.token()
                     yield piece
                     if piece.finish_reason:
                         return

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
 from cake.errors import NodeLostError, SessionLostError
+from cake.figures import Figures
 from cake.job import Job, Part
 from cake.session import Session
 from cake.turns import Turns
@@ -31,8 +32,9 @@ class Losses:
         turns: Turns,
         withdraw: Callable[[Job], object],
         restart: Callable[[Job], object],
+        figures: Figures,
     ) -> None:
-        self._pipeline, self._turns = pipeline, turns
+        self._pipeline, self._turns, self._figures = pipeline, turns, figures
         self._withdraw, self._restart = withdraw, restart
 
     def of_session(self, parts: Sequence[Part], error: SessionLostError) -> None:
@@ -48,17 +50,25 @@ class Losses:
             job.fail_next()
             lost = not named or job.session.number == error.session  # who names none has lost all
             again = lost and self._lose(job.session)
-            lost = lost and job.session.kept is None
+            anew = lost and job.session.kept is None
             if job.follows:
                 job.done.set_result(None)
             elif again and self._turns.wait(job):
                 self._withdraw(job)
                 job.replayed = False
-            elif lost and job.replayed:
+            elif anew and job.replayed:
                 job.done.set_exception(error)
             else:
-                job.replayed = job.replayed or lost
+                if lost:
+                    self._replay(job)
+                job.replayed = job.replayed or anew
                 self._restart(job)
+
+    def _replay(self, job: Job) -> None:
+        """It counts until its tokens have been chosen: the stages hold the session then."""
+        number = job.session.number
+        self._figures.replay(number)
+        job.done.add_done_callback(lambda _: self._figures.replayed(number))
 
     def _lose(self, session: Session) -> bool:
         """Whether the stages lose it again and again."""

@@ -82,12 +82,15 @@ async def _serve(master: "Master", generator: Generator, listening: socket.socke
     from cake.api.app import build_app
     from cake.api.server import serve, url_of, warn_of_strangers
     from cake.api.service import Service
+    from cake.cluster_view import ClusterView
 
     api_key = master.options.api_key
     warn_of_strangers(listening, api_key)
     service = Service(generator, master.model_name, master.sampling)
     tell(f"answering {service.model} at {url_of(listening)}/v1; Ctrl-C ends it")
-    await serve(build_app(service, api_key), listening)
+    view = ClusterView(generator, master.model_name)
+    async with view.watched():
+        await serve(build_app(service, view, api_key), listening, view.close)
 
 
 def every(name: str) -> bool:

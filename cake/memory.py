@@ -4,10 +4,13 @@ import ctypes
 import gc
 import mmap
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import torch
+
+from cake.protocol.messages import Memory
 
 
 def peak_memory_bytes() -> int:
@@ -16,6 +19,22 @@ def peak_memory_bytes() -> int:
     if torch.cuda.is_available():
         accelerator = sum(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())))
     return _peak_resident_bytes() + accelerator
+
+
+def memory_of(device: torch.device) -> Callable[[], Memory]:
+    """What tells what this process uses of a device's memory at this moment, and all that it has."""
+    total = device_memory_bytes(device)
+    return lambda: Memory(_used_memory_bytes(device), total)
+
+
+def _used_memory_bytes(device: torch.device) -> int:
+    """Resident memory, or what was taken of an accelerator's."""
+    if device.type == "cpu":
+        return int(psutil.Process().memory_info().rss)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    used: int = torch.get_device_module(device).memory_reserved(device)
+    return used
 
 
 def device_memory_bytes(device: torch.device) -> int:

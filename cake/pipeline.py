@@ -19,6 +19,7 @@ from cake.crew import Crew, Member
 from cake.device import DeviceThread
 from cake.model.batch import Batch, Segment
 from cake.model.config import ModelConfig
+from cake.model.linear import Placement
 from cake.model.llama import Embedding, Head, load_ends
 from cake.net.tls import Credentials
 from cake.protocol.handshake import MAX_BATCH_TOKENS, Expectation, describe_spans
@@ -55,6 +56,25 @@ class Pipeline:
     def stages(self) -> tuple[AnyStage, ...]:
         """All stages that there are or were, in the order of their blocks."""
         return self._routes.stages
+
+    @property
+    def in_use(self) -> tuple[AnyStage, ...]:
+        """The stages that sessions pass, in the order of their blocks; without any, those they would."""
+        return self._routes.in_use
+
+    @property
+    def n_sessions(self) -> int:
+        """Sessions of which stages may hold something."""
+        return self._routes.n_sessions
+
+    @property
+    def placement(self) -> Placement:
+        """Where and how the master computes."""
+        return self._thread.placement
+
+    def retold(self, session: Hashable) -> tuple[AnyStage, ...]:
+        """The stages that lack a session that is replayed."""
+        return self._routes.retold(session)
 
     @property
     def crew(self) -> Crew:

@@ -30,6 +30,7 @@ class SessionPool:
         self._idle: list[Session] = []
         self._copied: Counter[int] = Counter()  # sessions of which a copy is being made: they must stay
         self._turns = asyncio.Semaphore(at_once)  # gives turns in order of arrival
+        self.waiting = 0  # for one
 
     @property
     def idle(self) -> tuple[Session, ...]:
@@ -37,13 +38,14 @@ class SessionPool:
         return tuple(self._idle)
 
     @property
-    def _n_tokens(self) -> int:
+    def n_tokens(self) -> int:
+        """Of those sessions."""
         return sum(len(session.ids) for session in self._idle)
 
     @contextlib.asynccontextmanager
     async def session_for(self, prompt: Sequence[int]) -> AsyncIterator[Session]:
         """Wait for a turn; a session that holds as much of `prompt` as any, kept again afterwards."""
-        async with self._turns:
+        async with self._turn():
             session = self._take(prompt)
             source = session.source
             if source is not None:
@@ -55,6 +57,18 @@ class SessionPool:
                     self._copied[source] -= 1
                 self._idle.append(session)
                 await self._make_room()
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        self.waiting += 1
+        try:
+            await self._turns.acquire()
+        finally:
+            self.waiting -= 1
+        try:
+            yield
+        finally:
+            self._turns.release()
 
     def _take(self, prompt: Sequence[int]) -> Session:
         best = max(self._idle, key=lambda session: session.shared(prompt), default=None)
@@ -69,7 +83,7 @@ class SessionPool:
         return best.copy(shared)
 
     async def _make_room(self) -> None:
-        while len(self._idle) > KEPT_SESSIONS or self._n_tokens > self._kept_tokens:
+        while len(self._idle) > KEPT_SESSIONS or self.n_tokens > self._kept_tokens:
             free = [session for session in self._idle if not self._copied[session.number]]
             if not free:
                 return

@@ -25,6 +25,7 @@ from cake.protocol.messages import (
     Link,
     Linked,
     Lost,
+    Memory,
     Message,
     Result,
     Unlinked,
@@ -78,6 +79,11 @@ class RemoteWorker:
     def alive(self) -> bool:
         """Whether it is still there."""
         return self._failure is None
+
+    @property
+    def memory(self) -> Memory:
+        """What it uses and has where it computes, as it said last; 0 as long as it has not."""
+        return self._connection.peer_memory
 
     @property
     def idle(self) -> bool:

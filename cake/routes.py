@@ -95,6 +95,8 @@ class Routes:
         self._remote: dict[tuple[str, int], RemoteStage] = {}  # by node and first block, lost ones too
         self._built: dict[tuple[AnyStage, ...], Route] = {}
         self._of_session: dict[Hashable, Route] = {}
+        self._latest: Route | None = None  # that was chosen
+        self._retold: dict[Hashable, tuple[AnyStage, ...]] = {}  # that lacked it when it moved
         self._lacking: dict[Hashable, int] = {}  # the block behind the last stage that lacks a session
         self._changing = asyncio.Lock()
 
@@ -104,6 +106,25 @@ class Routes:
         self._present()
         every: list[AnyStage] = [*self._own, *self._remote.values(), *self._adopted]
         return tuple(sorted(every, key=lambda stage: stage.blocks.start))
+
+    @property
+    def in_use(self) -> tuple[AnyStage, ...]:
+        """The stages that sessions pass, in the order of their blocks; without any, those they would."""
+        routes = {route for route in self._of_session.values() if route.alive}
+        routes = routes or ({self._latest} if self._latest else set())
+        every = {(stage.blocks.start, stage.node): stage for route in routes for stage in route.stages}
+        return tuple(stage for _, stage in sorted(every.items()))
+
+    @property
+    def n_sessions(self) -> int:
+        """Sessions of which stages may hold something."""
+        return len(self._of_session)
+
+    def retold(self, session: Hashable) -> tuple[AnyStage, ...]:
+        """The stages that lack a session that is replayed: the new ones on its way, or else all."""
+        route = self._of_session.get(session)
+        stages = route.stages if route else ()
+        return tuple(stage for stage in self._retold.get(session, ()) if stage in stages) or stages
 
     @property
     def n_nodes(self) -> int:
@@ -144,6 +165,7 @@ class Routes:
         session, lacking = segment.session, [stage for stage in new.stages if stage not in old.stages]
         lost = bool(lacking and segment.position and segment.source is None)
         if lost:
+            self._retold[session] = tuple(lacking)
             self._lacking[session] = max(lacking[-1].blocks.stop, self._lacking.get(session, 0))
         for stage in old.stages:
             if stage not in new.stages:  # it shall not keep what nobody asks for
@@ -156,12 +178,15 @@ class Routes:
 
         The stages behind hold what they held. None where it has not moved, or there are none.
         """
+        if session not in self._lacking:
+            self._retold.pop(session, None)  # they have been told since
         block = self._lacking.pop(session, self._n_blocks)
         return block if block < self._n_blocks else None
 
     def forget(self, session: Hashable) -> tuple[AnyStage, ...]:
         """The session is over; the stages that may hold something of it."""
         self._lacking.pop(session, None)
+        self._retold.pop(session, None)
         route = self._of_session.pop(session, None)
         return route.stages if route else ()
 
@@ -180,7 +205,7 @@ class Routes:
                     f"nobody has served blocks {spans} for {waited:.0f} s (--rejoin-timeout); start their "
                     "worker again, or let the master run them with --adopt"
                 )
-            await self.crew.news(min(ADOPT_AFTER_S, left))
+            await self.crew.news.wait(min(ADOPT_AFTER_S, left))
 
     async def _choose(self, preferred: Route | None) -> Route:
         """A route along the stages with the fewest sessions, unless one is preferred and there."""
@@ -193,7 +218,8 @@ class Routes:
         self._built = {key: route for key, route in self._built.items() if route.alive}
         if stages not in self._built:
             self._built[stages] = Route(await self._legs(stages))
-        return self._built[stages]
+        self._latest = self._built[stages]
+        return self._latest
 
     async def _legs(self, stages: Iterable[AnyStage]) -> list[LocalStage | Chain]:
         legs: list[LocalStage | Chain] = []

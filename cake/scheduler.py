@@ -20,6 +20,7 @@ from typing import Protocol, TypeVar
 from torch import Tensor
 
 from cake.errors import NodeLostError, SessionLostError
+from cake.figures import Figures
 from cake.job import Job, OnProgress, Part, choices, nobody
 from cake.losses import Losses, Mendable, fail
 from cake.model.batch import Segment
@@ -60,7 +61,7 @@ def chunk_tokens(n_tokens: int, n_stages: int) -> int:
 class Scheduler:
     """Runs jobs in batches over a pipeline."""
 
-    def __init__(self, pipeline: Stages, chunk: int | None = None) -> None:
+    def __init__(self, pipeline: Stages, chunk: int | None = None, figures: Figures | None = None) -> None:
         self._pipeline, self._chunk = pipeline, chunk
         self._few: deque[Job] = deque()  # of sessions that generate
         self._prompts: deque[Job] = deque()
@@ -70,7 +71,12 @@ class Scheduler:
         self._tasks: set[asyncio.Task[None]] = set()
         self._pumping = False
         self._turns = Turns(self._restart)
-        self._losses = Losses(pipeline, self._turns, self._withdraw, self._restart)
+        self._losses = Losses(pipeline, self._turns, self._withdraw, self._restart, figures or Figures())
+
+    @property
+    def busy(self) -> bool:
+        """Whether a batch is on its way."""
+        return self._travelling > 0
 
     @property
     def _depth(self) -> int:

@@ -45,6 +45,7 @@ class StageStats:
     """
 
     messages: int = 0
+    passes: int = 0  # batches that were computed
     tokens: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
@@ -54,6 +55,7 @@ class StageStats:
 
     def computed(self, span: Span) -> None:
         """Count a batch."""
+        self.passes += 1
         self.tokens += span.n_tokens
         self.compute_s += span.compute_s
         if self.spans is not None:

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cake.device import StoppedError
@@ -18,7 +18,7 @@ from cake.errors import CakeError, ClusterKeyError, ProtocolError, SessionLostEr
 from cake.links import Links
 from cake.model.batch import Segment
 from cake.net.admission import Admission
-from cake.net.connection import DEAD_AFTER_S, Connection, ConnectionLostError
+from cake.net.connection import DEAD_AFTER_S, Connection, ConnectionLostError, no_memory
 from cake.net.keyed import KeyedConnection
 from cake.net.tls import Credentials
 from cake.protocol.frames import Frame
@@ -33,6 +33,7 @@ from cake.protocol.messages import (
     Leaving,
     Link,
     Lost,
+    Memory,
     Message,
     Result,
     StageReport,
@@ -60,6 +61,7 @@ class Service:
     fingerprints: Sequence[str]
     dead_after: float = DEAD_AFTER_S
     credentials: Credentials | None = None  # without, nobody is asked for a cluster key
+    memory: Callable[[], Memory] = no_memory  # of the device, as masters are told
 
     def welcome(self, visit: str) -> Welcome:
         """The answer to a good hello."""
@@ -174,7 +176,7 @@ class Visit:
         if owner is self:
             self._of_masters[self._name] = self
         self.connection.raise_limits(payload_limit(MAX_BATCH_TOKENS, self._service.hidden_size))
-        self.connection.keep_alive(self._service.dead_after)
+        self.connection.keep_alive(self._service.dead_after, self._service.memory)
         return owner
 
     async def _serve(self, owner: "Visit") -> None:

@@ -12,13 +12,14 @@ from pathlib import Path
 from cake.budget import CacheBudget
 from cake.device import DeviceThread, choose_context, choose_placement
 from cake.errors import CakeError
-from cake.memory import peak_memory_bytes, release_code_pages
+from cake.memory import memory_of, peak_memory_bytes, release_code_pages
 from cake.net.admission import parse_host
 from cake.net.listener import bind
 from cake.net.tls import Credentials, new_credentials
 from cake.options import WorkerOptions
 from cake.progress import loading_bar
 from cake.protocol.handshake import describe_spans
+from cake.protocol.messages import Memory
 from cake.stage import LocalStage
 from cake.text import human_bytes
 from cake.topology import Node, format_address, load_topology, parse_address
@@ -84,7 +85,8 @@ async def _serve(
         budget = CacheBudget(placement.device, options.compute.cache_memory)
         stages = await _load(node, checkpoint, context, thread, budget)
         context = budget.context(context)
-        service = _service(node, checkpoint, context, stages, options.dead_after, credentials)
+        memory = memory_of(placement.device)
+        service = _service(node, checkpoint, context, stages, options.dead_after, credentials, memory)
         worker = Worker(service, options.allow)
         gc.freeze()  # what is there by now stays, and need not be looked through again and again
         await worker.start(listener)
@@ -154,6 +156,7 @@ def _service(
     stages: list[LocalStage],
     dead_after: float,
     credentials: Credentials | None,
+    memory: Callable[[], Memory],
 ) -> Service:
     return Service(
         node=node.name,
@@ -165,6 +168,7 @@ def _service(
         fingerprints=[checkpoint.span_fingerprint(span) or "" for span in node.spans],
         dead_after=dead_after,
         credentials=credentials,
+        memory=memory,
     )
 
 

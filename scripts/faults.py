@@ -232,7 +232,7 @@ async def tell_first(generator: Generator, prompt: Sequence[int]) -> None:
 async def there(pipeline: Pipeline, n: int) -> None:
     """Wait until so many workers are there."""
     while len(pipeline.crew.workers) < n:
-        await pipeline.crew.news(1)
+        await pipeline.crew.news.wait(1)
 
 
 async def killed_and_restarted(play: Play) -> Ending:
@@ -292,7 +292,7 @@ async def _watch(pipeline: Pipeline, noticed: list[float]) -> None:
     """When the crew finds that somebody is missing."""
     started, n = time.perf_counter(), len(pipeline.crew.workers)
     while len(pipeline.crew.workers) == n and time.perf_counter() - started < 60:
-        await pipeline.crew.news(60)
+        await pipeline.crew.news.wait(60)
     noticed.append(time.perf_counter() - started)
 
 

@@ -59,7 +59,7 @@ def spoken(node: str, hidden_size: int) -> list[Message]:
         Forward(3, 0, (WireSegment(3, 7, 1, 0),), (Hop(4, 5),), (), tensor),
         Link(3, node, "127.0.0.1", 1, "nobody"),
         Forget((0, 1)),
-        Alive(),
+        Alive(0, 0),
         Goodbye("enough"),
         Result(1, (report,), tensor),
         Welcome(VERSION, "cake", node, "m", (span,), "cpu", "float32", "float32", 512, 2048, "", 0.0),

@@ -23,6 +23,7 @@ from cake.budget import CacheBudget
 from cake.cli import main
 from cake.device import DeviceThread
 from cake.generator import Generator
+from cake.memory import memory_of
 from cake.model.linear import Placement
 from cake.model.sampling import SamplingParams
 from cake.model.tokenizer import Tokenizer
@@ -161,6 +162,7 @@ async def serving(
         stages={stage.blocks.start: stage for stage in stages},
         fingerprints=marks,
         credentials=credentials,
+        memory=memory_of(thread.placement.device),
     )
     worker = Worker(service, parse_networks(allow))
     listener = bind("127.0.0.1", 0)

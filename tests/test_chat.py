@@ -34,6 +34,10 @@ class Talker(Master):
         parts: dict[str, Any] = {"tokenizer": Letters(), "options": SimpleNamespace(max_tokens=9)}
         self.__dict__.update(parts, raw=raw, sampling=None)
 
+    @property
+    def model_name(self) -> str:
+        return "none"
+
     def system_messages(self) -> list[dict[str, str]]:
         return []
 

@@ -36,7 +36,7 @@ HEADERS = {
     "linked": {"kind": "linked", "id": 1},
     "unlinked": {"kind": "unlinked", "id": 1, "reason": "r"},
     "leaving": {"kind": "leaving"},
-    "alive": {"kind": "alive"},
+    "alive": {"kind": "alive", "memory_used": 1, "memory_total": 2},
     "forward": {
         "kind": "forward",
         "id": 1,

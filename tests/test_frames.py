@@ -14,6 +14,7 @@ from cake.errors import ProtocolError
 from cake.protocol.frames import HANDSHAKE_LIMITS, FrameReader, Limits, encode
 from cake.protocol.messages import (
     MESSAGES,
+    Alive,
     Forget,
     Forward,
     Goodbye,
@@ -176,7 +177,7 @@ def test_lengths_at_the_limit_are_allowed() -> None:
         b"\xdf\xff\xff\xff\xff",  # a map of 2**32 - 1
         b"\xdd\xff\xff\xff\xff",  # a list of 2**32 - 1
         b"\x91" * 4000 + b"\x01",  # deep
-        b"\x83\xa4kind\xa5hello\xa7version\x03\xa1z"
+        b"\x83\xa4kind\xa5hello\xa7version\x04\xa1z"
         + b"\x91" * 4000
         + b"\x01",  # deep where any field may be
     ],
@@ -260,9 +261,16 @@ def test_any_message_comes_back(message: Message) -> None:
     assert messages(FrameReader(WIDE), b"".join(encode(message))) == [message]
 
 
+def test_who_is_alive_tells_of_its_memory_in_these_bytes() -> None:
+    head, payload = encode(Alive(memory_used=256, memory_total=2**35))
+    header = b"\x83\xa4kind\xa5alive\xabmemory_used\xcd\x01\x00\xacmemory_total\xcf\0\0\0\x08\0\0\0\0"
+    assert head == b"CAKE" + len(header).to_bytes(4, "big") + bytes(8) + header
+    assert not payload
+
+
 def test_the_documentation_shows_the_bytes_that_are_sent() -> None:
     text = (Path(cake.__file__).parent / "protocol" / "PROTOCOL.md").read_text(encoding="utf-8")
     block = next(part for part in text.split("```") if part.lstrip().startswith("43 41 4b 45"))
-    head, payload = encode(Hello(version=3, software="cake/0.1.0", node="worker0", visit=""))
+    head, payload = encode(Hello(version=4, software="cake/0.1.0", node="worker0", visit=""))
     assert bytes.fromhex(block) == head
     assert not payload

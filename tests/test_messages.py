@@ -50,7 +50,7 @@ EXAMPLES: list[Message] = [
     Linked(3),
     Unlinked(3, "the worker is gone"),
     Leaving(),
-    Alive(),
+    Alive(123_456_789, 2**35),
     Forward(
         2**64 - 1,
         6,

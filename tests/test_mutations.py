@@ -56,14 +56,14 @@ def test_some_of_what_is_sent_is_sound() -> None:
 def test_what_a_worker_must_do_is_foretold() -> None:
     hello, forward = FRAMES[0], FRAMES[2]
     new = Oracle(False, 1 << 20)
-    assert [new.reaction(frame) for frame in (hello, whole(Alive()), forward)] == [
+    assert [new.reaction(frame) for frame in (hello, whole(Alive(0, 0)), forward)] == [
         "answer",
         "go on",
         "answer",
     ]
     assert Oracle(False, 1 << 20).reaction(forward) == "hang up"
     ready = Oracle(True, 1 << 20)
-    assert ready.reaction(whole(Alive())) == "go on"
+    assert ready.reaction(whole(Alive(0, 0))) == "go on"
     assert ready.reaction(forward[:-1]) == "wait for more"
     assert ready.reaction(forward[-1:]) == "answer"
     assert ready.reaction(whole(Leaving())) == "hang up", "that is for workers to say"

@@ -147,3 +147,24 @@ async def test_a_number_of_sessions_is_kept_however_short(monkeypatch: pytest.Mo
             session.ids[:] = [1]
     assert len(pool.idle) == 3
     assert len(forgotten) == 2
+
+
+async def test_who_waits_for_a_turn_is_counted_until_it_comes_or_nobody_wants_it() -> None:
+    async def forget(session: Session) -> None:
+        """Nothing is held."""
+
+    pool, news = SessionPool(forget, at_once=1), asyncio.Event()
+
+    async def use() -> None:
+        async with pool.session_for([1, 2]):
+            await news.wait()
+
+    users = [asyncio.create_task(use()) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert pool.waiting == 2
+    users[1].cancel()
+    await asyncio.wait([users[1]])
+    assert pool.waiting == 1
+    news.set()
+    await asyncio.gather(users[0], users[2])
+    assert pool.waiting == 0

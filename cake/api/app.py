@@ -12,10 +12,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from cake.api.cluster import cluster_handlers
 from cake.api.errors import ApiError, api_error
+from cake.api.metrics import Metrics
 from cake.api.requests import ChatRequest, CompletionRequest, Sampled
 from cake.api.service import Service, Task
 from cake.api.shapes import ChatShape, CompletionShape
+from cake.cluster_view import ClusterView
 from cake.tool_calls import Call
 
 MOST_BODY_BYTES = 16 << 20
@@ -23,7 +26,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 Shape = ChatShape | CompletionShape
 
 
-def build_app(service: Service, api_key: str | None = None) -> Starlette:
+def build_app(service: Service, view: ClusterView, api_key: str | None = None) -> Starlette:
     """All routes; with a key, who does not bring it is told only whether the server is well."""
 
     async def chat(request: Request) -> Response:
@@ -45,8 +48,10 @@ def build_app(service: Service, api_key: str | None = None) -> Starlette:
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ready", "model": service.model})
 
+    metrics = Metrics(view)
+
     def route(path: str, handler: Handler, method: str = "GET") -> Route:
-        return Route(path, _guarded(handler, api_key), methods=[method])
+        return Route(path, metrics.counted(path, _guarded(handler, api_key)), methods=[method])
 
     routes = [
         route("/v1/chat/completions", chat, "POST"),
@@ -54,6 +59,8 @@ def build_app(service: Service, api_key: str | None = None) -> Starlette:
         route("/v1/completions", complete, "POST"),
         route("/v1/models", models),
         route("/v1/models/{name:path}", model),
+        *(route(path, handler) for path, handler in cluster_handlers(view).items()),
+        route("/metrics", metrics.answer),
         Route("/health", health),
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: _no_such_route})

@@ -6,7 +6,7 @@ import ipaddress
 import logging
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import uvicorn
 from starlette.applications import Starlette
@@ -21,10 +21,15 @@ DRAIN_S = 30
 class _Server(uvicorn.Server):
     """Leaves Ctrl-C to whoever runs the event loop, and ends after a SIGTERM when all is answered."""
 
+    def __init__(self, config: uvicorn.Config, on_leave: Callable[[], object]) -> None:
+        super().__init__(config)
+        self._on_leave = on_leave
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         def leave() -> None:
             self.should_exit = True
+            self._on_leave()
 
         with contextlib.suppress(NotImplementedError):  # Windows
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leave)
@@ -53,9 +58,12 @@ def warn_of_strangers(listening: socket.socket, api_key: str | None) -> None:
         log.warning("whoever reaches this address may use the model: set --api-key, or listen on 127.0.0.1")
 
 
-async def serve(app: Starlette, listening: socket.socket) -> None:
-    """Answer requests until SIGTERM, or until cancelled."""
+async def serve(app: Starlette, listening: socket.socket, on_leave: Callable[[], object]) -> None:
+    """Answer requests until SIGTERM, or until cancelled.
+
+    `on_leave` ends what would never end by itself, so that nobody waits for it.
+    """
     config = uvicorn.Config(
         app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=DRAIN_S
     )
-    await _Server(config).serve([listening])
+    await _Server(config, on_leave).serve([listening])

@@ -17,7 +17,7 @@ from typing import cast
 
 from cake.errors import ProtocolError
 from cake.protocol.frames import HANDSHAKE_LIMITS, MAX_HEADER, Frame, FrameReader, Limits, encode
-from cake.protocol.messages import Alive, Buffer, Goodbye, Message
+from cake.protocol.messages import Alive, Buffer, Goodbye, Memory, Message
 from cake.protocol.states import Conversation, Role
 
 GREETING_BYTES = 4096  # read at once until the handshake is done: a stranger shall cost little
@@ -50,6 +50,11 @@ def _socket_options() -> list[tuple[int, int, int]]:
 _SOCKET_OPTIONS = _socket_options()
 
 
+def no_memory() -> Memory:
+    """Of who does not compute."""
+    return Memory(0, 0)
+
+
 class ConnectionLostError(ConnectionError):
     """The peer is gone; the message says how it went."""
 
@@ -76,6 +81,7 @@ class Connection(asyncio.BufferedProtocol):
         self.bytes_sent = 0
         self.bytes_received = 0
         self.peer_address, self.peer_host = "the peer", ""
+        self.peer_memory = no_memory()  # as it said last
 
     def raise_limits(self, payload: int) -> None:
         """After the handshake: allow tensors of at most `payload` bytes.
@@ -86,15 +92,16 @@ class Connection(asyncio.BufferedProtocol):
         self._frames.limits = Limits(MAX_HEADER, payload)
         self._transport.set_write_buffer_limits(payload)
 
-    def keep_alive(self, dead_after: float = DEAD_AFTER_S) -> None:
+    def keep_alive(self, dead_after: float = DEAD_AFTER_S, memory: Callable[[], Memory] = no_memory) -> None:
         """After the handshake: speak every second, and give up a peer silent for `dead_after` seconds.
 
-        A frozen process or a pulled cable sends no reset; a peer that computes goes on speaking.
+        A frozen process or a pulled cable sends no reset; a peer that computes goes on speaking, and
+        hears of this side's `memory`.
         """
         self._heard = self._beat_at = asyncio.get_running_loop().time()
-        self._beat(dead_after)
+        self._beat(dead_after, memory)
 
-    def _beat(self, dead_after: float) -> None:
+    def _beat(self, dead_after: float, memory: Callable[[], Memory]) -> None:
         if self.over or self._transport.is_closing():
             return
         loop = asyncio.get_running_loop()
@@ -105,10 +112,11 @@ class Connection(asyncio.BufferedProtocol):
             self._end(ConnectionLostError(f"the {self._peer} has been silent for {dead_after:g} s"))
             self.abort()
             return
-        self._conversation.said(self._role, Alive())
-        self._write(Alive())
+        alive = Alive(*memory())
+        self._conversation.said(self._role, alive)
+        self._write(alive)
         self._beat_at = now + ALIVE_EVERY_S
-        loop.call_at(self._beat_at, self._beat, dead_after)
+        loop.call_at(self._beat_at, self._beat, dead_after, memory)
 
     @property
     def over(self) -> bool:
@@ -251,6 +259,7 @@ class Connection(asyncio.BufferedProtocol):
         for frame in self._frames.feed(data):
             self._conversation.said(self._peer, frame.message)
             if isinstance(frame.message, Alive):
+                self.peer_memory = Memory(frame.message.memory_used, frame.message.memory_total)
                 continue
             frame = frame._replace(arrived_s=time.perf_counter())
             if self._on_frame is not None:

@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 from cake.errors import ProtocolError
 from cake.protocol.int8_layout import Int8Layout
 
-VERSION = 3
+VERSION = 4
 ITEM_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 WIRE_DTYPES = (*ITEM_SIZES, "int8")
 
@@ -73,6 +73,13 @@ class StageReport(NamedTuple):
     compute_s: float
     started_s: float
     n_bytes: Whole
+
+
+class Memory(NamedTuple):
+    """Bytes that are used, and that there are, where somebody computes; 0 where nobody does."""
+
+    used: int
+    total: int
 
 
 class SpanInfo(NamedTuple):
@@ -158,7 +165,13 @@ class Leaving(Message, frozen=True):
 
 
 class Alive(Message, frozen=True):
-    """Either side, every second: I am here, whatever I compute."""
+    """Either side, every second: I am here, whatever I compute.
+
+    A worker says how many bytes of memory it uses where it computes, and how many there are; others say 0.
+    """
+
+    memory_used: Whole
+    memory_total: Whole
 
 
 class Forward(Message, frozen=True):

@@ -1,0 +1,31 @@
+"""Routes that show the cluster: a snapshot, and a stream of them."""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from cake.cluster_view import ClusterView
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def cluster_handlers(view: ClusterView) -> dict[str, Handler]:
+    """What answers GET, by path."""
+
+    async def topology(request: Request) -> Response:
+        return JSONResponse(view.snapshot())
+
+    async def events(request: Request) -> Response:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(_events(view), media_type="text/event-stream", headers=headers)
+
+    return {"/api/v1/topology": topology, "/api/v1/events": events}
+
+
+async def _events(view: ClusterView) -> AsyncIterator[str]:
+    async with contextlib.aclosing(view.events()) as snapshots:
+        async for snapshot in snapshots:
+            yield f"data: {json.dumps(snapshot, ensure_ascii=False)}\n\n"

@@ -1,0 +1,143 @@
+"""A real HTTP server over a cluster of this process: what it shows, to whom, and how its streams end."""
+
+import asyncio
+import json
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx2
+import pytest
+from conftest import GREEDY, CakeProcess, NoText, pipeline_over, serving
+from prometheus_client.parser import text_string_to_metric_families
+
+from cake.api.app import build_app
+from cake.api.server import listen_at, serve, url_of
+from cake.api.service import Service
+from cake.cluster_view import ClusterView
+from cake.generator import Generator
+from cake.session import Session
+
+KEY = {"Authorization": "Bearer sesame"}
+
+
+class Served(NamedTuple):
+    """A server that runs."""
+
+    client: httpx2.AsyncClient
+    generator: Generator
+    view: ClusterView
+    task: "asyncio.Task[None]"
+
+
+@pytest.fixture
+async def served(tiny_model: Path) -> AsyncIterator[Served]:
+    async with AsyncExitStack() as stack:
+        w0 = await stack.enter_async_context(serving(tiny_model, "w0", range(3, 6)))
+        pipeline = await stack.enter_async_context(pipeline_over(tiny_model, w0))
+        generator = Generator(pipeline, NoText(), frozenset())  # type: ignore[arg-type]
+        view, listening = ClusterView(generator, "tiny"), stack.enter_context(listen_at("127.0.0.1:0"))
+        await stack.enter_async_context(view.watched())
+        app = build_app(Service(generator, "tiny", GREEDY), view, "sesame")
+        task = asyncio.create_task(serve(app, listening, view.close))
+        client = httpx2.AsyncClient(base_url=url_of(listening), headers=KEY, timeout=20)
+        yield Served(await stack.enter_async_context(client), generator, view, task)
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def events_of(response: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
+    async for line in response.aiter_lines():
+        if line:
+            assert line.startswith("data: ")
+            yield json.loads(line.removeprefix("data: "))
+
+
+@pytest.mark.parametrize("path", ["/api/v1/topology", "/api/v1/events", "/metrics"])
+async def test_strangers_are_shown_nothing(served: Served, path: str) -> None:
+    answer = await served.client.get(path, headers={"Authorization": "Bearer guessed"})
+    assert answer.status_code == 401
+    assert "w0" not in answer.text
+
+
+async def test_the_topology_is_the_views_snapshot(served: Served) -> None:
+    shown = (await served.client.get("/api/v1/topology")).json()
+    assert [node["name"] for node in shown["nodes"]] == ["master", "w0"]
+    assert [stage["span"] for stage in shown["pipeline"]] == [[0, 3], [3, 6]]
+    assert shown.keys() == {"at", "model", "n_blocks", "context", "nodes", "pipeline", "rates"}
+
+
+async def test_events_come_at_once_and_twice_a_second(served: Served) -> None:
+    async with served.client.stream("GET", "/api/v1/events") as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        times = []
+        async for event in events_of(response):
+            times.append(event["at"])
+            if len(times) == 4:
+                break
+    assert times[3] - times[1] == pytest.approx(1.0, abs=0.25)
+
+
+async def test_a_client_that_leaves_ends_its_stream(served: Served) -> None:
+    async with served.client.stream("GET", "/api/v1/events") as response:
+        await anext(events_of(response))
+        assert served.view.streams == 1
+    async with aclosing(served.view.events()) as events:
+        async for _ in events:
+            if served.view.streams == 1:  # this one
+                break
+
+
+async def test_streams_end_with_the_view_so_that_a_server_need_not_wait(served: Served) -> None:
+    async with served.client.stream("GET", "/api/v1/events") as response:
+        events = events_of(response)
+        await anext(events)
+        served.view.close()
+        rest = [event async for event in events]
+    assert len(rest) <= 1
+
+
+async def test_prometheus_is_told_what_was_done(served: Served) -> None:
+    async for _ in served.generator.generate(Session(), [1, 2, 3], GREEDY, 5):
+        pass
+    await served.client.get("/v1/models/other")
+    answer = await served.client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    told = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+    assert told["cake_tokens_total",] == 5
+    assert told["cake_prompt_tokens_total",] == 3
+    assert told["cake_first_token_seconds_count",] == 1
+    assert told["cake_between_tokens_seconds_count",] == 4
+    assert told["cake_between_tokens_seconds_bucket", "+Inf"] == 4
+    assert told["cake_node_up", "w0"] == told["cake_node_up", "master"] == 1
+    assert told["cake_node_memory_used_bytes", "w0"] > 50e6
+    assert told["cake_kept_tokens",] == 0
+    assert told["cake_http_requests_total", "/v1/models/{name:path}", "404"] == 1
+    assert told["cake_waiting_requests",] == told["cake_replays_total",] == 0
+    stats = served.generator.pipeline.stages[1].stats
+    assert told["cake_stage_passes_total", "3-5", "w0"] == stats.passes == 5
+    assert told["cake_stage_tokens_total", "3-5", "w0"] == 7
+    assert told["cake_stage_sent_bytes_total", "3-5", "w0"] == stats.bytes_sent > 7 * 64 * 4
+    assert told["cake_stage_network_seconds_total", "3-5", "w0"] == stats.network_s > 0
+    assert told["cake_stage_compute_seconds_total", "0-2", "master"] > 0
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_is_ended_does_not_wait_for_those_who_watch(
+    processes: Any, demo_model: Path, by: signal.Signals
+) -> None:
+    server: CakeProcess = processes("--model", demo_model, "--api", "127.0.0.1:0")
+    url = server.wait_for(r"(http://127\.0\.0\.1:\d+)/v1")[1]
+    with httpx2.stream("GET", f"{url}/api/v1/events", timeout=20) as response:
+        assert next(response.iter_lines()).startswith("data: ")
+        server.process.send_signal(by)
+        server.process.wait(5)
+    code, _, stderr = server.finish()
+    assert code in (0, 130)
+    assert "Traceback" not in stderr
