@@ -7,14 +7,16 @@ import contextlib
 import functools
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from torch import Tensor
 
 from cake.errors import CakeError, PromptTooLongError
 from cake.figures import Figures
 from cake.job import OnProgress, nobody
 from cake.model.grammar import Grammars
-from cake.model.sampling import Sampler, SamplingParams
+from cake.model.sampling import Sampler, SamplingParams, Scores
 from cake.model.tokenizer import Detokenizer, Tokenizer
 from cake.passes import Made, Passes
 from cake.pipeline import Pipeline
@@ -35,6 +37,7 @@ class Piece:
     finish_reason: FinishReason | None = None
     proposed: int = 0  # tokens of which its pass decided; the pass's first piece tells
     accepted: bool = False  # whether it was one of them
+    scores: Scores | None = None  # where the sampling asks for them
 
 
 class Generator:
@@ -82,16 +85,28 @@ class Generator:
         sampling: SamplingParams,
         max_tokens: int,
         on_progress: OnProgress = nobody,
+        copies: bool = False,
     ) -> AsyncGenerator[Piece, None]:
-        """As `generate`, when it is this request's turn, and in a session that is kept for others."""
+        """As `generate`, when it is this request's turn, and in a session that is kept for others.
+
+        With `copies` it begins with a copy of what another session holds, which others can copy too.
+        """
         self.check(prompt)
         arrived_s = time.perf_counter()
-        async with self.sessions.session_for(prompt) as session:
+        async with self.sessions.session_for(prompt, copies) as session:
             pieces = self.generate(session, prompt, sampling, max_tokens, on_progress, arrived_s)
             # Its passes end before others get the session, also where somebody leaves early.
             async with contextlib.aclosing(pieces):
                 async for piece in pieces:
                     yield piece
+
+    async def read(self, prompt: Sequence[int], on_progress: OnProgress = nobody) -> None:
+        """Run a prompt of which several answers are wanted, and keep its session for them to copy."""
+        self.check(prompt)
+        async with self.sessions.session_for(prompt) as session:
+            session.keep_prefix(prompt)
+            self.figures.cached_tokens += session.held
+            await self._scheduler.run(session, _nothing, on_progress=on_progress)
 
     async def generate(
         self,
@@ -122,7 +137,7 @@ class Generator:
             while True:
                 for piece in self._pieces(session, made, detokenizer, end):
                     figures.token()
-                    yield piece
+                    yield replace(piece, scores=sampler.scores.popleft()) if sampler.scores else piece
                     if piece.finish_reason:
                         return
                 made = await passes.next()
@@ -157,6 +172,10 @@ class Generator:
             most = min(FEW_TOKENS, self.pipeline.max_batch_tokens) - 1
             self._speculations[session.number] = Speculation(self._new_proposer(), most, self._network_s)
         return self._speculations[session.number]
+
+
+def _nothing(logits: Tensor) -> None:
+    """What is chosen at the end of a prompt that is only read."""
 
 
 def check_prompt(prompt: Sequence[int], context: int, vocab_size: int) -> None:

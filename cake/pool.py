@@ -43,10 +43,13 @@ class SessionPool:
         return sum(len(session.ids) for session in self._idle)
 
     @contextlib.asynccontextmanager
-    async def session_for(self, prompt: Sequence[int]) -> AsyncIterator[Session]:
-        """Wait for a turn; a session that holds as much of `prompt` as any, kept again afterwards."""
+    async def session_for(self, prompt: Sequence[int], copies: bool = False) -> AsyncIterator[Session]:
+        """Wait for a turn; a session that holds as much of `prompt` as any, kept again afterwards.
+
+        With `copies` the kept ones stay as they are, for others to copy, however little they share.
+        """
         async with self._turn():
-            session = self._take(prompt)
+            session = self._take(prompt, copies)
             source = session.source
             if source is not None:
                 self._copied[source] += 1
@@ -70,12 +73,12 @@ class SessionPool:
         finally:
             self._turns.release()
 
-    def _take(self, prompt: Sequence[int]) -> Session:
+    def _take(self, prompt: Sequence[int], copies: bool) -> Session:
         best = max(self._idle, key=lambda session: session.shared(prompt), default=None)
         shared = best.shared(prompt) if best else 0
-        if best is None or shared < WORTH_A_COPY:
+        if best is None or shared < (1 if copies else WORTH_A_COPY):
             return Session()
-        if 2 * shared >= best.held and not self._copied[best.number]:
+        if not copies and 2 * shared >= best.held and not self._copied[best.number]:
             self._idle.remove(best)
             return best
         self._idle.remove(best)  # it was used

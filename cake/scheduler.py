@@ -29,7 +29,7 @@ from cake.turns import Turns
 
 T = TypeVar("T")
 
-LARGEST_CHUNK, SMALLEST_CHUNK = 512, 32
+LARGEST_CHUNK, SMALLEST_CHUNK = 512, 48
 CHUNK_BESIDE_OTHERS = 32  # whose tokens wait for it in every stage
 CHUNKS_PER_STAGE = 16  # filling and emptying the pipeline then takes a sixteenth of a prompt's time
 FEW_TOKENS = 16  # what a session that generates lacks at most, drafted tokens included

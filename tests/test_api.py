@@ -1,6 +1,7 @@
 """A real server with two real workers and the demo model, asked by OpenAI's own client."""
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,8 +13,12 @@ import httpx2
 import jsonschema
 import openai
 import pytest
+import torch
 from conftest import CakeProcess
 from real_processes import GREEDY, start_workers
+from transformers import LlamaForCausalLM
+
+from cake.model.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.xdist_group("api")
 KEY = "not a secret"
@@ -105,6 +110,103 @@ def test_a_completion_goes_on_where_the_prompt_ends(client: openai.OpenAI, model
     assert "".join(chunk.choices[0].text for chunk in streamed) == prompt + plain
 
 
+def test_several_answers_share_the_computing_of_their_prompt(client: openai.OpenAI, model: str) -> None:
+    long = [{"role": "user", "content": "Continue: " + "pears and apples, " * 30}]
+    wanted = {"messages": long, "temperature": 1.2, "seed": 5, "max_tokens": 12}
+    answer = ask(client, model, n=3, **wanted)
+    texts = [choice.message.content for choice in answer.choices]
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert len(set(texts)) == 3
+    assert texts[0] == ask(client, model, **wanted).choices[0].message.content
+    again = [{"role": "user", "content": "Say after me: " + "plums and cherries, " * 30}]
+    usage = ask(client, model, n=3, **{**wanted, "messages": again}).usage
+    cached = usage.prompt_tokens_details.cached_tokens
+    assert usage.completion_tokens > 12
+    assert cached < 40, "it was new, and computed once"
+    streamed: dict[int, str] = {}
+    ends = []
+    for chunk in ask(client, model, n=3, stream=True, **wanted):
+        for choice in chunk.choices:
+            streamed[choice.index] = streamed.get(choice.index, "") + (choice.delta.content or "")
+            ends += [choice.index] if choice.finish_reason else []
+    assert [streamed[i] for i in range(3)] == texts
+    assert sorted(ends) == [0, 1, 2]
+
+
+def test_tokens_bring_their_log_probabilities(client: openai.OpenAI, model: str) -> None:
+    choice = ask(client, model, logprobs=True, top_logprobs=3, max_tokens=8).choices[0]
+    tokens = choice.logprobs.content
+    assert len(tokens) == 8
+    for token in tokens:
+        assert token.token == bytes(token.bytes).decode(errors="replace")
+        assert len(token.top_logprobs) == 3
+        values = [each.logprob for each in token.top_logprobs]
+        assert values == sorted(values, reverse=True)
+        assert token.logprob == values[0], "the likeliest is taken at temperature 0"
+        assert sum(map(math.exp, values)) <= 1 + 1e-6
+    assert b"".join(bytes(token.bytes) for token in tokens).decode() == choice.message.content
+    streamed = ask(client, model, logprobs=True, top_logprobs=3, max_tokens=8, stream=True)
+    parts = [p for chunk in streamed if (given := chunk.choices[0].logprobs) for p in given.content]
+    assert parts == tokens
+
+
+def test_log_probabilities_are_those_of_transformers(
+    client: openai.OpenAI, model: str, demo_model: Path
+) -> None:
+    text = "One, two, three, four,"
+    wanted = {"model": model, "prompt": text, "max_tokens": 6, "temperature": 0, "logprobs": 0}
+    told = client.completions.create(**wanted).choices[0].logprobs.token_logprobs
+    reference = LlamaForCausalLM.from_pretrained(demo_model, dtype=torch.float32)
+    ids = Tokenizer(demo_model).encode(text)
+    for logprob in told:
+        with torch.inference_mode():
+            expected = reference(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        assert logprob == pytest.approx(float(expected.max()), abs=1e-3)
+        ids.append(int(expected.argmax()))
+
+
+def test_a_completions_log_probabilities_are_lists(client: openai.OpenAI, model: str) -> None:
+    wanted = {"model": model, "prompt": "One, two, three, four,", "max_tokens": 6, "temperature": 0}
+    choice = client.completions.create(**wanted, logprobs=2).choices[0]
+    told = choice.logprobs
+    assert "".join(told.tokens) == choice.text
+    assert all(len(top) == 2 for top in told.top_logprobs)
+    assert told.token_logprobs == [max(top.values()) for top in told.top_logprobs]
+    assert [choice.text[at:].startswith(t) for at, t in zip(told.text_offset, told.tokens, strict=True)]
+    with pytest.raises(openai.BadRequestError, match="echo with logprobs"):
+        client.completions.create(**wanted, logprobs=2, echo=True)
+
+
+def test_a_bias_makes_a_token_certain_or_impossible(
+    client: openai.OpenAI, model: str, demo_model: Path
+) -> None:
+    wanted = {"model": model, "prompt": "One, two, three, four,", "max_tokens": 3, "temperature": 0}
+    usual = client.completions.create(**wanted, logprobs=0).choices[0]
+    ids = Tokenizer(demo_model).encode(usual.logprobs.tokens[0], start=False)
+    assert len(ids) == 1
+    without = client.completions.create(**wanted, logit_bias={str(ids[0]): -100}).choices[0].text
+    assert not without.startswith(usual.logprobs.tokens[0])
+    always = client.completions.create(**wanted, logit_bias={str(ids[0]): 100}).choices[0].text
+    assert always == 3 * usual.logprobs.tokens[0]
+
+
+def test_penalties_keep_an_answer_from_repeating_itself(client: openai.OpenAI, model: str) -> None:
+    wanted = {"model": model, "prompt": "apple, " * 12, "max_tokens": 24, "temperature": 0}
+    plain = client.completions.create(**wanted).choices[0].text
+    assert plain.count("apple") >= 8
+    for penalty in ({"presence_penalty": 2}, {"frequency_penalty": 2}):
+        varied = client.completions.create(**wanted, **penalty).choices[0].text
+        assert varied.count("apple") < plain.count("apple")
+
+
+def test_a_prompt_may_be_its_tokens(client: openai.OpenAI, model: str, demo_model: Path) -> None:
+    text = "One, two, three, four,"
+    wanted = {"model": model, "max_tokens": 6, "temperature": 0, "echo": True}
+    same = client.completions.create(**wanted, prompt=text).choices[0].text
+    ids = Tokenizer(demo_model).encode(text)
+    assert client.completions.create(**wanted, prompt=ids).choices[0].text == same
+
+
 def test_the_same_seed_gives_the_same_text(client: openai.OpenAI, model: str) -> None:
     texts = [ask(client, model, temperature=1.5, seed=seed).choices[0].message.content for seed in (7, 7, 8)]
     assert texts[0] == texts[1] != texts[2]
@@ -150,9 +252,11 @@ def test_a_second_turn_is_not_computed_from_its_beginning(client: openai.OpenAI,
     [
         ({"temperature": 9}, "temperature"),
         ({"messages": []}, "messages"),
-        ({"n": 2}, "n: "),
-        ({"logprobs": True}, "logprobs is not supported"),
-        ({"presence_penalty": 0.5}, "presence_penalty is not supported"),
+        ({"n": 17}, "n: "),
+        ({"top_logprobs": 2}, "top_logprobs needs logprobs"),
+        ({"presence_penalty": 2.5}, "presence_penalty: "),
+        ({"logit_bias": {"49152": 1}}, "the token 49152, but the model has only 49152"),
+        ({"logit_bias": {"no": 1}}, "logit_bias"),
         ({"extra_body": {"mirostat": 2}}, "mirostat is not supported"),
         ({"stop": ["a"] * 5}, "at most 4"),
         ({"stream_options": {"include_usage": True}}, "set stream"),

@@ -15,6 +15,7 @@ from cake.generator import Generator, Piece
 from cake.model.grammar import Grammars
 from cake.model.sampling import Sampler, SamplingParams
 from cake.pipeline import Pipeline
+from cake.scheduler import SMALLEST_CHUNK
 from cake.session import Session
 from cake.speculation import NGrams, Pace, Proposer
 
@@ -112,7 +113,7 @@ async def test_tokens_are_the_same_whatever_is_proposed(
             accepted = sum(piece.accepted for piece in answer)
             if chunk is None and eager == 1:  # the prompt's pass made the first token
                 passes = pipeline.stages[0].stats.messages - before
-                assert passes == N - accepted or len(prompt) > 64
+                assert passes == N - accepted or len(prompt) > SMALLEST_CHUNK
             expected_share = {None: 1.0, 0: 0.0}.get(rubbish)
             if expected_share is not None:
                 assert accepted == expected_share * sum(piece.proposed for piece in answer)

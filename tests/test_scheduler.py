@@ -77,7 +77,7 @@ def lengths(gate: Gate) -> list[int]:
 
 @pytest.mark.parametrize(
     ("n_tokens", "n_stages", "chunk"),
-    [(5000, 1, 512), (1024, 2, 32), (1025, 2, 48), (10, 4, SMALLEST_CHUNK), (10**6, 2, 512)],
+    [(5000, 1, 512), (1024, 2, 48), (2000, 2, 64), (10, 4, SMALLEST_CHUNK), (10**6, 2, 512)],
 )
 def test_chunks_fit_the_stages(n_tokens: int, n_stages: int, chunk: int) -> None:
     assert chunk_tokens(n_tokens, n_stages) == chunk

@@ -16,10 +16,9 @@ from cake.api.cluster import cluster_handlers
 from cake.api.errors import ApiError, api_error
 from cake.api.metrics import Metrics
 from cake.api.requests import ChatRequest, CompletionRequest, Sampled
-from cake.api.service import Service, Task
+from cake.api.service import Delta, Service, Task
 from cake.api.shapes import ChatShape, CompletionShape
 from cake.cluster_view import ClusterView
-from cake.tool_calls import Call
 
 MOST_BODY_BYTES = 16 << 20
 Handler = Callable[[Request], Awaitable[Response]]
@@ -35,7 +34,7 @@ def build_app(service: Service, view: ClusterView, api_key: str | None = None) -
 
     async def complete(request: Request) -> Response:
         body = CompletionRequest.model_validate_json(await _body(request))
-        shape = CompletionShape(service.model, body.prompt if body.echo else "")
+        shape = CompletionShape(service.model, service.text_of(body.prompt) if body.echo else "")
         return await _answered(request, service, body, service.completion(body), shape)
 
     async def models(request: Request) -> Response:
@@ -104,25 +103,27 @@ async def _answered(request: Request, service: Service, body: Sampled, task: Tas
         events = _events(service, task, shape, usage)
         first = await anext(events)  # where there is no room, that is said instead of a stream
         return StreamingResponse(_begun(first, events), media_type="text/event-stream")
-    parts: list[str | Call] = []
+    answers: list[list[Delta]] = [[] for _ in task.choices]
     with service.room():
-        async with contextlib.aclosing(service.answer(task)) as pieces:
-            async for part in pieces:
-                parts.append(part)
+        async with contextlib.aclosing(service.answers(task)) as parts:
+            async for number, part in parts:
+                answers[number].append(part)
                 if await request.is_disconnected():
                     raise ClientDisconnect
-    return JSONResponse(shape.whole(task, parts))
+    return JSONResponse(shape.whole(task, answers))
 
 
 async def _events(service: Service, task: Task, shape: Shape, usage: bool) -> AsyncGenerator[str, None]:
-    """Server-sent events. A client that leaves ends the iteration, and so the answer."""
+    """Server-sent events. A client that leaves ends the iteration, and so the answers."""
     with service.room():
-        yield _event(shape.first())
         try:
-            async with contextlib.aclosing(service.answer(task)) as pieces:
-                async for part in pieces:
-                    yield _event(shape.part(part))
-            yield _event(shape.last(task))
+            for number in range(task.n):
+                yield _event(shape.first(number))
+            async with contextlib.aclosing(service.answers(task)) as parts:
+                async for number, part in parts:
+                    yield _event(shape.part(number, part))
+            for number in range(task.n):
+                yield _event(shape.last(number, task))
             if usage:
                 yield _event(shape.usage(task))
         except Exception as error:

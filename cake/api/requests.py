@@ -6,11 +6,14 @@ Knows nothing of HTTP, and of models nothing.
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MOST_STOPS = 4
+MOST_CHOICES = 16
+MOST_LOGPROBS = 20
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Penalty = Annotated[Finite, Field(ge=-2, le=2)]
+Bias = Annotated[Finite, Field(ge=-100, le=100)]
 
 
 class Body(BaseModel):
@@ -38,26 +41,21 @@ class Sampled(Body):
     top_k: Annotated[int, Field(ge=0)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     repetition_penalty: Annotated[Finite, Field(ge=0.01, le=100)] | None = None
-    n: Literal[1] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     user: str | None = None  # clients say who asks; it changes nothing
-    # Not supported; but some clients send what means nothing.
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: Mapping[str, float] | None = None
-    logprobs: bool | int | None = None
-    top_logprobs: int | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: Mapping[Annotated[int, Field(ge=0)], Bias] | None = None
 
     @property
     def stops(self) -> list[str]:
         """The texts at which the answer ends."""
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
 
-    @field_validator("presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs")
-    @classmethod
-    def _nothing(cls, value: object) -> object:
-        if value:
-            raise PydanticCustomError("extra_forbidden", "not supported")
-        return value
+    @property
+    def n_scored(self) -> int | None:
+        """Of how many tokens beside each chosen one the log probability is wanted; none, if of no token."""
+        raise NotImplementedError
 
     @field_validator("stop")
     @classmethod
@@ -123,10 +121,35 @@ class ChatRequest(Sampled):
     tools: Sequence[Mapping[str, Any]] | None = None
     tool_choice: str | Mapping[str, Any] | None = None
     parallel_tool_calls: Literal[True] | None = None  # the model decides
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+
+    @model_validator(mode="after")
+    def _of_something(self) -> "ChatRequest":
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs")
+        return self
+
+    @property
+    def n_scored(self) -> int | None:
+        """As `logprobs` and `top_logprobs` say together."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class CompletionRequest(Sampled):
     """`POST /v1/completions`."""
 
-    prompt: str
+    prompt: str | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]  # or its tokens
     echo: bool = False
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+
+    @model_validator(mode="after")
+    def _scores_its_own(self) -> "CompletionRequest":
+        if self.echo and self.logprobs is not None:
+            raise ValueError("echo with logprobs is not supported: the prompt's tokens have none")
+        return self
+
+    @property
+    def n_scored(self) -> int | None:
+        """As `logprobs` says."""
+        return self.logprobs

@@ -7,21 +7,57 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from cake.api.errors import ApiError
 from cake.api.requests import ChatRequest, CompletionRequest, ResponseFormat, Sampled
 from cake.api.stops import StopFinder
 from cake.errors import CakeError
 from cake.generator import Generator
+from cake.job import nobody
 from cake.model.grammar import Grammar
-from cake.model.sampling import SamplingParams
+from cake.model.sampling import SamplingParams, Score, Scores
+from cake.tasks import merged
 from cake.tool_calls import Call, CallReader
 from cake.tools import Offer, read_offer, template_messages
 
 MOST_REQUESTS = 256  # at once, those that wait among them
+
+
+class TokenScore(NamedTuple):
+    """A token of the vocabulary, the bytes that it stands for, and its log probability."""
+
+    token: bytes
+    logprob: float
+
+
+class ScoredToken(NamedTuple):
+    """A token of an answer, and those that were likeliest in its place, best first."""
+
+    chosen: TokenScore
+    likeliest: tuple[TokenScore, ...]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What a token added to an answer: text, calls of tools, and its own score where that is wanted."""
+
+    text: str = ""
+    calls: tuple[Call, ...] = ()
+    scored: ScoredToken | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.text or self.calls or self.scored)
+
+
+@dataclass
+class Choice:
+    """One of the answers to a request, so far."""
+
+    n_tokens: int = 0
+    finish_reason: str | None = None
 
 
 @dataclass
@@ -33,9 +69,21 @@ class Task:
     stops: list[str]
     max_tokens: int
     offer: Offer | None = None
+    n: int = 1  # answers
     prompt_run: int = 0  # tokens of the prompt that no session held
-    n_tokens: int = 0  # of the answer
-    finish_reason: str | None = None
+    choices: list[Choice] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.choices = [Choice() for _ in range(self.n)]
+
+    @property
+    def n_tokens(self) -> int:
+        """Of all answers."""
+        return sum(choice.n_tokens for choice in self.choices)
+
+    def count(self, n_tokens: int) -> None:
+        """So many tokens of the prompt were run."""
+        self.prompt_run += n_tokens
 
     @property
     def usage(self) -> dict[str, object]:
@@ -86,8 +134,14 @@ class Service:
     def completion(self, request: CompletionRequest) -> Task:
         """The task of a completion. Raises `CakeError` where it cannot be done."""
         self.check_model(request.model)
-        prompt = self._generator.tokenizer.encode(request.prompt)
+        prompt = request.prompt
+        if isinstance(prompt, str):
+            prompt = self._generator.tokenizer.encode(prompt)
         return self._task(request, prompt, request.max_tokens or 16)
+
+    def text_of(self, prompt: str | Sequence[int]) -> str:
+        """A completion's prompt as text."""
+        return prompt if isinstance(prompt, str) else self._generator.tokenizer.decode(prompt)
 
     def check_model(self, name: str) -> None:
         """Raise `ApiError` 404 where it is not the one that is served."""
@@ -96,34 +150,52 @@ class Service:
                 404, f"the model {name!r} is not served here; {self.model!r} is", "model_not_found"
             )
 
-    async def answer(self, task: Task) -> AsyncGenerator[str | Call, None]:
-        """The answer's text and its calls of tools, piece by piece; the task says in the end how it went."""
+    async def answers(self, task: Task) -> AsyncGenerator[tuple[int, Delta], None]:
+        """What tokens add to the answers, as they come, with the answer's number; how they end is in the task."""
+        if task.n == 1:
+            async with contextlib.aclosing(self._answer(task, 0)) as parts:
+                async for part in parts:
+                    yield 0, part
+            return
+        await self._generator.read(task.prompt, task.count)  # once for all
+        async with contextlib.aclosing(merged([self._answer(task, i) for i in range(task.n)])) as numbered:
+            async for each in numbered:
+                yield each
 
-        def count(n_tokens: int) -> None:
-            task.prompt_run += n_tokens
-
-        stops = StopFinder(task.stops)
+    async def _answer(self, task: Task, number: int) -> AsyncGenerator[Delta, None]:
+        choice, stops = task.choices[number], StopFinder(task.stops)
         reader = CallReader(task.offer.names) if task.offer else None
-        pieces = self._generator.answer(task.prompt, task.sampling, task.max_tokens, count)
-        called = False
+        sampling, called = dataclasses.replace(task.sampling, seed=task.sampling.seed + number), False
+        count = task.count if task.n == 1 else nobody
+        pieces = self._generator.answer(task.prompt, sampling, task.max_tokens, count, copies=task.n > 1)
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
-                task.n_tokens += 1
+                choice.n_tokens += 1
                 text = stops.feed(piece.text)
                 if stops.found or piece.finish_reason:
-                    task.finish_reason = "stop" if stops.found else piece.finish_reason
+                    choice.finish_reason = "stop" if stops.found else piece.finish_reason
                     text += stops.finish()
                 read: list[str | Call] = [text]
                 if reader:
-                    read = reader.feed(text) + (reader.finish() if task.finish_reason else [])
-                for part in read:
-                    called = called or isinstance(part, Call)
-                    if part:
-                        yield part
-                if task.finish_reason:
+                    read = reader.feed(text) + (reader.finish() if choice.finish_reason else [])
+                delta = Delta(
+                    "".join(part for part in read if isinstance(part, str)),
+                    tuple(part for part in read if isinstance(part, Call)),
+                    self._scored(piece.scores) if piece.scores else None,
+                )
+                called = called or bool(delta.calls)
+                if choice.finish_reason and called:
+                    choice.finish_reason = "tool_calls"
+                if delta:
+                    yield delta
+                if choice.finish_reason:
                     break
-        if called:
-            task.finish_reason = "tool_calls"
+
+    def _scored(self, scores: Scores) -> ScoredToken:
+        def named(score: Score) -> TokenScore:
+            return TokenScore(self._generator.tokenizer.token_bytes(score.token), score.logprob)
+
+        return ScoredToken(named(scores.chosen), tuple(map(named, scores.likeliest)))
 
     def _task(
         self,
@@ -139,6 +211,10 @@ class Service:
             "top_k": request.top_k,
             "repeat_penalty": request.repetition_penalty,
             "seed": request.seed,
+            "presence_penalty": request.presence_penalty,
+            "frequency_penalty": request.frequency_penalty,
+            "bias": self._bias(request),
+            "scored": request.n_scored,
         }
         sampling = dataclasses.replace(
             self._defaults,
@@ -147,7 +223,16 @@ class Service:
         )
         self._generator.check(prompt)
         most = self._generator.pipeline.context - len(prompt)
-        return Task(prompt, sampling, request.stops, min(limit or most, most), offer)
+        return Task(prompt, sampling, request.stops, min(limit or most, most), offer, request.n or 1)
+
+    def _bias(self, request: Sampled) -> tuple[tuple[int, float], ...] | None:
+        if request.logit_bias is None:
+            return None
+        size = self._generator.pipeline.config.vocab_size
+        unknown = next((token for token in request.logit_bias if token >= size), None)
+        if unknown is not None:
+            raise CakeError(f"logit_bias names the token {unknown}, but the model has only {size}")
+        return tuple(request.logit_bias.items())
 
     async def _grammar(self, wanted: ResponseFormat | None, offer: Offer) -> Grammar | None:
         """What the answer is held to; reading it may take seconds, so another thread does."""

@@ -2,10 +2,10 @@
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from cake.api.service import Task
+from cake.api.service import Delta, ScoredToken, Task, TokenScore
 from cake.tool_calls import Call
 
 
@@ -18,43 +18,46 @@ class ChatShape:
             "created": int(time.time()),
             "model": model,
         }
-        self._n_calls = 0
+        self._n_calls: dict[int, int] = {}  # of each answer
 
-    def whole(self, task: Task, parts: Sequence[str | Call]) -> dict[str, Any]:
-        """The answer as one object."""
-        text = "".join(part for part in parts if isinstance(part, str))
-        calls = [_call(part) for part in parts if isinstance(part, Call)]
-        message: dict[str, Any] = {
-            "role": "assistant",
-            "content": text or (None if calls else ""),
-            "refusal": None,
-        }
-        if calls:
-            message["tool_calls"] = calls
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": task.finish_reason}
-        return {**self._common, "object": "chat.completion", "choices": [choice], "usage": task.usage}
+    def whole(self, task: Task, answers: Sequence[Sequence[Delta]]) -> dict[str, Any]:
+        """The answers as one object."""
+        choices = [
+            {
+                "index": i,
+                "message": _message(parts),
+                "logprobs": _logprobs(parts),
+                "finish_reason": choice.finish_reason,
+            }
+            for i, (choice, parts) in enumerate(zip(task.choices, answers, strict=True))
+        ]
+        return {**self._common, "object": "chat.completion", "choices": choices, "usage": task.usage}
 
-    def first(self) -> dict[str, Any]:
+    def first(self, number: int) -> dict[str, Any]:
         """The chunk that says who speaks."""
-        return self._chunk({"role": "assistant", "content": ""})
+        return self._chunk(number, {"role": "assistant", "content": ""})
 
-    def part(self, part: str | Call) -> dict[str, Any]:
-        """A piece of the answer."""
-        if isinstance(part, str):
-            return self._chunk({"content": part})
-        self._n_calls += 1
-        return self._chunk({"tool_calls": [{"index": self._n_calls - 1, **_call(part)}]})
+    def part(self, number: int, part: Delta) -> dict[str, Any]:
+        """A piece of an answer."""
+        delta: dict[str, Any] = {"content": part.text} if part.text else {}
+        if part.calls:
+            first = self._n_calls.get(number, 0)
+            self._n_calls[number] = first + len(part.calls)
+            delta["tool_calls"] = [{"index": i, **_call(call)} for i, call in enumerate(part.calls, first)]
+        return self._chunk(number, delta, logprobs=_logprobs([part]))
 
-    def last(self, task: Task) -> dict[str, Any]:
-        """Why it ended."""
-        return self._chunk({}, task.finish_reason)
+    def last(self, number: int, task: Task) -> dict[str, Any]:
+        """Why an answer ended."""
+        return self._chunk(number, {}, task.choices[number].finish_reason)
 
     def usage(self, task: Task) -> dict[str, Any]:
         """How many tokens it were."""
         return {**self._common, "object": "chat.completion.chunk", "choices": [], "usage": task.usage}
 
-    def _chunk(self, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+    def _chunk(
+        self, number: int, delta: dict[str, Any], reason: str | None = None, logprobs: object = None
+    ) -> dict[str, Any]:
+        choice = {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return {**self._common, "object": "chat.completion.chunk", "choices": [choice]}
 
 
@@ -69,33 +72,85 @@ class CompletionShape:
             "model": model,
         }
         self._echoed = echoed
+        self._lengths: dict[int, int] = {}  # characters of each answer so far
 
-    def whole(self, task: Task, parts: Sequence[str | Call]) -> dict[str, Any]:
-        """The answer as one object."""
-        text = self._echoed + "".join(part for part in parts if isinstance(part, str))
-        return {**self._choice(text, task.finish_reason), "usage": task.usage}
+    def whole(self, task: Task, answers: Sequence[Sequence[Delta]]) -> dict[str, Any]:
+        """The answers as one object."""
+        choices = [
+            self._choice(i, self._echoed + _text(parts), choice.finish_reason, self._logprobs(i, parts))
+            for i, (choice, parts) in enumerate(zip(task.choices, answers, strict=True))
+        ]
+        return {**self._common, "choices": choices, "usage": task.usage}
 
-    def first(self) -> dict[str, Any]:
+    def first(self, number: int) -> dict[str, Any]:
         """The chunk that repeats the prompt, where that was asked for."""
-        return self._choice(self._echoed)
+        return self._chunk(self._choice(number, self._echoed))
 
-    def part(self, part: str | Call) -> dict[str, Any]:
-        """A piece of the answer."""
-        assert isinstance(part, str), "completions know no tools"
-        return self._choice(part)
+    def part(self, number: int, part: Delta) -> dict[str, Any]:
+        """A piece of an answer."""
+        return self._chunk(self._choice(number, part.text, logprobs=self._logprobs(number, [part])))
 
-    def last(self, task: Task) -> dict[str, Any]:
-        """Why it ended."""
-        return self._choice("", task.finish_reason)
+    def last(self, number: int, task: Task) -> dict[str, Any]:
+        """Why an answer ended."""
+        return self._chunk(self._choice(number, "", task.choices[number].finish_reason))
 
     def usage(self, task: Task) -> dict[str, Any]:
         """How many tokens it were."""
         return {**self._common, "choices": [], "usage": task.usage}
 
-    def _choice(self, text: str, reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": reason}
+    def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
         return {**self._common, "choices": [choice]}
+
+    def _choice(
+        self, number: int, text: str, reason: str | None = None, logprobs: object = None
+    ) -> dict[str, Any]:
+        return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": reason}
+
+    def _logprobs(self, number: int, parts: Sequence[Delta]) -> dict[str, Any] | None:
+        """Four lists, an entry a token; a token's place is that of the text which it completed."""
+        scored, offsets = [], []
+        for part in parts:
+            if part.scored:
+                scored.append(part.scored)
+                offsets.append(self._lengths.get(number, 0))
+            self._lengths[number] = self._lengths.get(number, 0) + len(part.text)
+        if not scored:
+            return None
+        return {
+            "tokens": [_readable(each.chosen.token) for each in scored],
+            "token_logprobs": [each.chosen.logprob for each in scored],
+            "top_logprobs": [{_readable(t.token): t.logprob for t in each.likeliest} for each in scored],
+            "text_offset": offsets,
+        }
+
+
+def _text(parts: Iterable[Delta]) -> str:
+    return "".join(part.text for part in parts)
+
+
+def _message(parts: Sequence[Delta]) -> dict[str, Any]:
+    text, calls = _text(parts), [_call(call) for part in parts for call in part.calls]
+    message: dict[str, Any] = {"role": "assistant", "content": text or (None if calls else "")}
+    return {**message, "refusal": None, **({"tool_calls": calls} if calls else {})}
 
 
 def _call(call: Call) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def _logprobs(parts: Iterable[Delta]) -> dict[str, Any] | None:
+    content = [_scored(part.scored) for part in parts if part.scored]
+    return {"content": content, "refusal": None} if content else None
+
+
+def _scored(scored: ScoredToken) -> dict[str, Any]:
+    return {**_score(scored.chosen), "top_logprobs": [_score(each) for each in scored.likeliest]}
+
+
+def _score(score: TokenScore) -> dict[str, Any]:
+    return {"token": _readable(score.token), "logprob": score.logprob, "bytes": list(score.token)}
+
+
+def _readable(token: bytes) -> str:
+    """A part of a character is no text: its bytes are told apart."""
+    return token.decode(errors="replace")

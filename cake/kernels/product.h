@@ -17,7 +17,7 @@ struct product {
     atomic_llong next_token, next_tile;
 };
 
-enum { ALIGNMENT = 64, FEWEST_FOR_PAIRS = 9, FEWEST_FOR_PANELS = 20 };
+enum { ALIGNMENT = 64, FEWEST_FOR_PAIRS = 17, FEWEST_FOR_PANELS = 20 };
 
 static enum way best_way(const struct matrix *m, int64_t tokens, int rounds)
 {
@@ -45,7 +45,7 @@ static size_t group_bytes(const struct matrix *m, int64_t tokens)
 
 static int64_t vectors_of(int64_t tokens) { return (tokens + PAIR_LANES - 1) / PAIR_LANES; }
 
-/* Enough for every way, and to begin where a vector may; half of it is enough for pairs, of 9 tokens too. */
+/* Enough for every way, and to begin where a vector may; half of it is enough for pairs, of 17 tokens too. */
 static size_t activation_bytes(const struct matrix *m, int64_t tokens)
 {
     const int64_t columns = (m->columns + PANEL - 1) / PANEL * PANEL;

@@ -1,7 +1,9 @@
 """From logits to the next token."""
 
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +24,25 @@ class SamplingParams:
     repeat_penalty: float = 1.1
     repeat_last_n: int = 128
     seed: int = DEFAULT_SEED
+    presence_penalty: float = 0.0  # taken off the logits of what the answer has already, once
+    frequency_penalty: float = 0.0  # and as often as it has it
+    bias: tuple[tuple[int, float], ...] = ()  # token ids, and what is added to their logits
+    scored: int | None = None  # tell each token's log probability, and so many of the likeliest beside it
     grammar: Grammar | None = None  # what the answer must keep to
+
+
+class Score(NamedTuple):
+    """A token's log probability as the model gave it, before anything was filtered or made less likely."""
+
+    token: int
+    logprob: float
+
+
+class Scores(NamedTuple):
+    """Of the token that was chosen, and of the likeliest, best first."""
+
+    chosen: Score
+    likeliest: tuple[Score, ...]
 
 
 class Sampler:
@@ -32,6 +52,8 @@ class Sampler:
         self._params = params
         self._random = torch.Generator().manual_seed(params.seed)
         self._place = params.grammar.begin() if params.grammar is not None else None
+        self._made: Counter[int] = Counter()  # the answer's tokens, where they are to be made less likely
+        self.scores: deque[Scores] = deque()  # of the tokens in their order, where they are wanted
 
     def sample(self, logits: Tensor, ids: Sequence[int]) -> int:
         """The next token after `ids`, from float32 logits `[vocab_size]` on the CPU.
@@ -40,10 +62,14 @@ class Sampler:
         """
         if not torch.isfinite(logits).all():
             raise CakeError("the model's output is not finite; try a wider --dtype")
-        if self._place is None:
-            return self._drawn(self._penalized(logits, ids))
-        token = self._drawn(self._penalized(self._place.masked(logits), ids))
-        self._place.advance(token)
+        allowed = logits if self._place is None else self._place.masked(logits)
+        token = self._drawn(self._penalized(self._biased(allowed), ids))
+        if self._place is not None:
+            self._place.advance(token)
+        if self._params.presence_penalty or self._params.frequency_penalty:
+            self._made[token] += 1
+        if self._params.scored is not None:
+            self.scores.append(_scores(logits, token, self._params.scored))
         return token
 
     def verify(self, logits: Tensor, ids: Sequence[int], proposals: Sequence[int]) -> list[int]:
@@ -74,6 +100,7 @@ class Sampler:
         other = Sampler(self._params)
         other._random.set_state(self._random.get_state())
         other._place = self._place.copy() if self._place is not None else None
+        other._made = self._made.copy()
         return other
 
     def _drawn(self, logits: Tensor) -> int:
@@ -86,6 +113,18 @@ class Sampler:
         # distributions that are much alike mostly have the same winner when the clocks are the same.
         clocks = torch.empty_like(probabilities).exponential_(generator=self._random)
         return int((probabilities / clocks).argmax())
+
+    def _biased(self, logits: Tensor) -> Tensor:
+        """As the request's bias has it, and the answer's own tokens less likely (OpenAI's definition)."""
+        params = self._params
+        if not params.bias and not self._made:
+            return logits
+        logits = logits.clone()
+        for token, bias in params.bias:
+            logits[token] += bias
+        for token, n in self._made.items():
+            logits[token] -= params.presence_penalty + n * params.frequency_penalty
+        return logits
 
     def _penalized(self, logits: Tensor, ids: Sequence[int]) -> Tensor:
         """Make the last tokens less likely (Keskar et al., CTRL, arXiv:1909.05858)."""
@@ -110,3 +149,10 @@ class Sampler:
             before = probabilities.cumsum(dim=-1) - probabilities
             logits = logits.index_fill(0, order[before >= top_p], float("-inf"))
         return logits
+
+
+def _scores(logits: Tensor, token: int, n: int) -> Scores:
+    logprobs = logits.log_softmax(dim=-1)
+    values, tokens = logprobs.topk(min(n, len(logprobs)))
+    likeliest = zip(tokens.tolist(), values.tolist(), strict=True)
+    return Scores(Score(token, float(logprobs[token])), tuple(Score(*each) for each in likeliest))

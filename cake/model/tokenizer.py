@@ -4,6 +4,7 @@
 """
 
 import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,19 @@ Chat = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
 PROBE = {"type": "function", "function": {"name": "probe", "description": "", "parameters": {}}}
 UNFINISHED = "\ufffd"
+
+
+BYTE_NAME = re.compile("<0x[0-9A-F]{2}>")
+
+
+def _byte_of() -> dict[str, int]:
+    """The characters that byte-level vocabularies write bytes with: printable ones stand for themselves."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+BYTE_OF = _byte_of()
 
 
 class Tokenizer:
@@ -88,6 +102,17 @@ class Tokenizer:
                 f"the model's chat template refuses this: {error}; try --system-prompt '' or --raw"
             ) from error
         return list(ids)
+
+    def token_bytes(self, token: int) -> bytes:
+        """What a token stands for, which need not be whole characters; a special token is its name."""
+        name = str(self._tokenizer.convert_ids_to_tokens(token))
+        if token in self._tokenizer.all_special_ids:
+            return name.encode()
+        if BYTE_NAME.fullmatch(name):  # SentencePiece's way to write bytes
+            return bytes.fromhex(name[3:5])
+        if all(character in BYTE_OF for character in name):  # the way of GPT-2, and of Llama 3
+            return bytes(BYTE_OF[character] for character in name)
+        return name.replace("\u2581", " ").encode()
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""
