@@ -179,3 +179,25 @@ def test_output_that_is_not_finite(bad: float, temperature: float) -> None:
 
 def test_no_token_before_the_first() -> None:
     assert Sampler(SamplingParams(temperature=0)).sample(torch.tensor([1.0, 2.0]), []) == 1
+
+
+def test_what_the_answer_has_already_is_made_less_likely() -> None:
+    """Once for being there, and for every time; what stands in the prompt alone is left as it is."""
+    logits = torch.tensor([1.0, 0.92, 0.0])
+    params = SamplingParams(temperature=0, repeat_penalty=1, presence_penalty=0.05, frequency_penalty=0.1)
+    sampler = Sampler(params)
+    assert [sampler.sample(logits, [0, 0, 0]) for _ in range(5)] == [0, 1, 0, 1, 0]
+    assert sampler.twin().sample(logits, []) == sampler.sample(logits, [])
+
+
+def test_scores_are_the_models_own_whatever_is_chosen() -> None:
+    logits = random_logits(1)
+    expected = np.log(softmax(logits))
+    sampler = Sampler(SamplingParams(temperature=0, bias=((7, 100.0),), scored=3))
+    assert sampler.sample(logits, []) == 7
+    (scores,) = sampler.scores
+    assert scores.chosen.token == 7
+    assert scores.chosen.logprob == pytest.approx(expected[7], abs=1e-5)
+    best = sorted(range(len(expected)), key=lambda i: -expected[i])[:3]
+    assert [score.token for score in scores.likeliest] == best
+    assert [score.logprob for score in scores.likeliest] == pytest.approx(expected[best], abs=1e-5)

@@ -151,7 +151,7 @@ class Service:
             )
 
     async def answers(self, task: Task) -> AsyncGenerator[tuple[int, Delta], None]:
-        """What tokens add to the answers, as they come, with the answer's number; how they end is in the task."""
+        """What each token adds to which answer, as it comes; in the end the task knows how they ended."""
         if task.n == 1:
             async with contextlib.aclosing(self._answer(task, 0)) as parts:
                 async for part in parts:
