@@ -166,8 +166,9 @@ def test_proposals_change_the_number_of_passes_only(
     assert guessed["text"] == plain["text"]
     assert 0 < guessed["accepted_tokens"] <= guessed["proposed_tokens"]
     assert plain["finish_reason"] == "length"  # at an end token, proposals beyond it would not count
-    passes = {stage["messages"] for stage in guessed["stages"]}
-    assert passes == {len(plain["token_ids"]) - guessed["accepted_tokens"]}
+    (usual,), (passes,) = ({stage["messages"] for stage in told["stages"]} for told in (plain, guessed))
+    assert usual >= len(plain["token_ids"]), "the prompt's chunks, the last of which makes a token"
+    assert passes == usual - guessed["accepted_tokens"]
     if proposer == "draft":  # it is the same model
         assert guessed["accepted_tokens"] >= guessed["proposed_tokens"] - 1
 
