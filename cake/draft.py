@@ -7,11 +7,10 @@ was accepted is not run again.
 
 from collections.abc import Callable, Sequence
 
-from torch import Tensor
-
 from cake.budget import CacheBudget
 from cake.device import DeviceThread
 from cake.errors import CakeError
+from cake.job import nothing
 from cake.model.sampling import Sampler
 from cake.model.tokenizer import Tokenizer
 from cake.pipeline import Pipeline, open_pipeline
@@ -76,7 +75,7 @@ class Drafter:
             return
         self._session.keep_prefix(ids[:-1])
         self._agreed = len(ids) - 1
-        await self._model.scheduler.run(self._session, _nothing)
+        await self._model.scheduler.run(self._session, nothing)
 
     async def propose(self, ids: Sequence[int], assumed: int, most: int, sampler: Sampler) -> list[int]:
         """Drawn one after the other from the draft's own odds, with the numbers `sampler` will draw."""
@@ -106,7 +105,3 @@ class Drafter:
         own.cut(shared)
         own.ids += ids[shared:]
         self._agreed = len(ids) - assumed
-
-
-def _nothing(logits: Tensor) -> None:
-    """What is chosen at the end of a prompt that is only read."""

@@ -69,6 +69,15 @@ class Figures:
         finally:
             self.answering -= 1
 
+    def prompt(self, on_progress: OnProgress) -> OnProgress:
+        """The same, and the prompt's tokens are counted."""
+
+        def count(n_tokens: int) -> None:
+            self.prompt_tokens += n_tokens
+            on_progress(n_tokens)
+
+        return count
+
     def replay(self, session: int) -> None:
         """Stages are told again what they lack of a session."""
         self.replays += 1
@@ -86,15 +95,6 @@ class AnswerFigures:
 
     def __init__(self, figures: Figures, arrived_s: float) -> None:
         self._figures, self._last_s, self._begun = figures, arrived_s, False
-
-    def prompt(self, on_progress: OnProgress) -> OnProgress:
-        """The same, and the prompt's tokens are counted."""
-
-        def count(n_tokens: int) -> None:
-            self._figures.prompt_tokens += n_tokens
-            on_progress(n_tokens)
-
-        return count
 
     def token(self) -> None:
         """One more is there."""

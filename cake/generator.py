@@ -10,11 +10,9 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from torch import Tensor
-
 from cake.errors import CakeError, PromptTooLongError
 from cake.figures import Figures
-from cake.job import OnProgress, nobody
+from cake.job import OnProgress, nobody, nothing
 from cake.model.grammar import Grammars
 from cake.model.sampling import Sampler, SamplingParams, Scores
 from cake.model.tokenizer import Detokenizer, Tokenizer
@@ -106,7 +104,7 @@ class Generator:
         async with self.sessions.session_for(prompt) as session:
             session.keep_prefix(prompt)
             self.figures.cached_tokens += session.held
-            await self._scheduler.run(session, _nothing, on_progress=on_progress)
+            await self._scheduler.run(session, nothing, on_progress=self.figures.prompt(on_progress))
 
     async def generate(
         self,
@@ -133,7 +131,7 @@ class Generator:
         passes = Passes(self._scheduler, session, sampler, self._speculation(session), end)
         with contextlib.closing(passes), self.figures.answer(arrived_s) as figures:
             self.figures.cached_tokens += session.held
-            made = await passes.first(figures.prompt(on_progress))
+            made = await passes.first(self.figures.prompt(on_progress))
             while True:
                 for piece in self._pieces(session, made, detokenizer, end):
                     figures.token()
@@ -172,10 +170,6 @@ class Generator:
             most = min(FEW_TOKENS, self.pipeline.max_batch_tokens) - 1
             self._speculations[session.number] = Speculation(self._new_proposer(), most, self._network_s)
         return self._speculations[session.number]
-
-
-def _nothing(logits: Tensor) -> None:
-    """What is chosen at the end of a prompt that is only read."""
 
 
 def check_prompt(prompt: Sequence[int], context: int, vocab_size: int) -> None:

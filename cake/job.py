@@ -21,6 +21,10 @@ def nobody(n_tokens: int) -> None:
     """Who is told of progress when nobody wants to know."""
 
 
+def nothing(logits: Tensor) -> None:
+    """What is chosen at the end of a prompt that is only read."""
+
+
 @dataclass(eq=False)
 class Job:
     """The tokens that the stages lack of a session, and what to make of the last logits."""

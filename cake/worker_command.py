@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 def run_worker(options: WorkerOptions) -> None:
     """Serve until Ctrl-C or SIGTERM."""
+    release_code_pages()  # a small span weighs less than what importing torch has left
     credentials = None if options.cluster_key is None else new_credentials(options.cluster_key)
     node = load_topology(_topology_file(options)).node(options.name)
     try:
@@ -140,7 +141,6 @@ def _announce(
 async def _load(
     node: Node, checkpoint: Checkpoint, context: int, thread: DeviceThread, budget: CacheBudget
 ) -> list[LocalStage]:
-    release_code_pages()  # a small span weighs less than what importing torch has left
     stages = [LocalStage(node.name, span, checkpoint.config, context, thread, budget) for span in node.spans]
     total = sum(checkpoint.bytes_of(block) for span in node.spans for block in span)
     with loading_bar(total) as bar:

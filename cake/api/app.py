@@ -2,8 +2,7 @@
 
 import contextlib
 import hmac
-import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from starlette.applications import Starlette
@@ -14,6 +13,7 @@ from starlette.routing import Route
 
 from cake.api.cluster import cluster_handlers
 from cake.api.errors import ApiError, api_error
+from cake.api.handlers import EVENTS, Handler, event
 from cake.api.metrics import Metrics
 from cake.api.requests import ChatRequest, CompletionRequest, Sampled
 from cake.api.service import Delta, Service, Task
@@ -21,7 +21,6 @@ from cake.api.shapes import ChatShape, CompletionShape
 from cake.cluster_view import ClusterView
 
 MOST_BODY_BYTES = 16 << 20
-Handler = Callable[[Request], Awaitable[Response]]
 Shape = ChatShape | CompletionShape
 
 
@@ -102,7 +101,7 @@ async def _answered(request: Request, service: Service, body: Sampled, task: Tas
         usage = body.stream_options is not None and body.stream_options.include_usage
         events = _events(service, task, shape, usage)
         first = await anext(events)  # where there is no room, that is said instead of a stream
-        return StreamingResponse(_begun(first, events), media_type="text/event-stream")
+        return StreamingResponse(_begun(first, events), media_type=EVENTS)
     answers: list[list[Delta]] = [[] for _ in task.choices]
     with service.room():
         async with contextlib.aclosing(service.answers(task)) as parts:
@@ -118,28 +117,24 @@ async def _events(service: Service, task: Task, shape: Shape, usage: bool) -> As
     with service.room():
         try:
             for number in range(task.n):
-                yield _event(shape.first(number))
+                yield event(shape.first(number))
             async with contextlib.aclosing(service.answers(task)) as parts:
                 async for number, part in parts:
-                    yield _event(shape.part(number, part))
+                    yield event(shape.part(number, part))
             for number in range(task.n):
-                yield _event(shape.last(number, task))
+                yield event(shape.last(number, task))
             if usage:
-                yield _event(shape.usage(task))
+                yield event(shape.usage(task))
         except Exception as error:
-            yield _event(api_error(error).body)
+            yield event(api_error(error).body)
         yield "data: [DONE]\n\n"
 
 
 async def _begun(first: str, events: AsyncGenerator[str, None]) -> AsyncIterator[str]:
     async with contextlib.aclosing(events):
         yield first
-        async for event in events:
-            yield event
-
-
-def _event(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+        async for each in events:
+            yield each
 
 
 def _model(service: Service) -> dict[str, Any]:

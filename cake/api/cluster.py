@@ -1,15 +1,13 @@
 """Routes that show the cluster: a snapshot, and a stream of them."""
 
 import contextlib
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from cake.api.handlers import EVENTS, Handler, event
 from cake.cluster_view import ClusterView
-
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 def cluster_handlers(view: ClusterView) -> dict[str, Handler]:
@@ -20,7 +18,7 @@ def cluster_handlers(view: ClusterView) -> dict[str, Handler]:
 
     async def events(request: Request) -> Response:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(_events(view), media_type="text/event-stream", headers=headers)
+        return StreamingResponse(_events(view), media_type=EVENTS, headers=headers)
 
     return {"/api/v1/topology": topology, "/api/v1/events": events}
 
@@ -28,4 +26,4 @@ def cluster_handlers(view: ClusterView) -> dict[str, Handler]:
 async def _events(view: ClusterView) -> AsyncIterator[str]:
     async with contextlib.aclosing(view.events()) as snapshots:
         async for snapshot in snapshots:
-            yield f"data: {json.dumps(snapshot, ensure_ascii=False)}\n\n"
+            yield event(snapshot)

@@ -4,7 +4,7 @@ https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
 import functools
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -13,12 +13,12 @@ from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
+from cake.api.handlers import Handler
 from cake.cluster_view import ClusterView
 from cake.figures import Distribution
 from cake.protocol.handshake import describe_spans
 from cake.stage import StageStats
 
-Handler = Callable[[Request], Awaitable[Response]]
 OF_STAGES: dict[str, tuple[str, Callable[[StageStats], float]]] = {
     "passes": ("Batches that a stage computed", lambda stats: stats.passes),
     "tokens": ("Tokens that passed a stage", lambda stats: stats.tokens),

@@ -3,6 +3,7 @@
 Knows nothing of HTTP, and of models nothing.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -53,9 +54,9 @@ class Sampled(Body):
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
 
     @property
+    @abstractmethod
     def n_scored(self) -> int | None:
         """Of how many tokens beside each chosen one the log probability is wanted; none, if of no token."""
-        raise NotImplementedError
 
     @field_validator("stop")
     @classmethod

@@ -15,7 +15,7 @@ from cake.kernels.matrix import FEW_TOKENS, NativeMatrix
 
 MOST_TOKENS = 128  # at once
 LEAST_SCRATCH, SCRATCH_SHARE = (
-    1 << 20,
+    2 << 20,
     32,
 )  # bytes between products: this, or a part of the weights
 HEAD_DIM_STEP = 32  # the widest instruction set takes two vectors of 16 channels at once

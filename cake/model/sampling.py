@@ -2,7 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -97,7 +97,7 @@ class Sampler:
         distributions' distance d leaves at least (1 - d) / (1 + d) of agreement (Daliri, Musco and Suresh,
         arXiv:2408.07978), rejection sampling 1 - d.
         """
-        other = Sampler(self._params)
+        other = Sampler(replace(self._params, scored=None))
         other._random.set_state(self._random.get_state())
         other._place = self._place.copy() if self._place is not None else None
         other._made = self._made.copy()

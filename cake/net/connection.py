@@ -9,13 +9,13 @@ through costs tens of microseconds, on each side and for every token.
 
 import asyncio
 import contextlib
-import socket
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import cast
 
 from cake.errors import ProtocolError
+from cake.net.socket_options import set_options
 from cake.protocol.frames import HANDSHAKE_LIMITS, MAX_HEADER, Frame, FrameReader, Limits, encode
 from cake.protocol.messages import Alive, Buffer, Goodbye, Memory, Message
 from cake.protocol.states import Conversation, Role
@@ -28,26 +28,6 @@ GOODBYE_S = 1.0
 MAX_REASON = 500
 ALIVE_EVERY_S = 1.0
 DEAD_AFTER_S = 10.0
-
-
-def _socket_options() -> list[tuple[int, int, int]]:
-    """No waiting for more to send; a peer that has vanished is noticed within half a minute.
-
-    What a system does not know by these names stays as it is there.
-    """
-    options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-    timing = {
-        "TCP_KEEPIDLE": 10,  # seconds of silence before the first probe
-        "TCP_KEEPALIVE": 10,  # the same on macOS
-        "TCP_KEEPINTVL": 5,
-        "TCP_KEEPCNT": 4,
-        "TCP_USER_TIMEOUT": 30_000,  # milliseconds that sent bytes may stay unacknowledged
-    }
-    known = [(getattr(socket, name), value) for name, value in timing.items() if hasattr(socket, name)]
-    return options + [(socket.IPPROTO_TCP, option, value) for option, value in known]
-
-
-_SOCKET_OPTIONS = _socket_options()
 
 
 def no_memory() -> Memory:
@@ -223,9 +203,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is open."""
         self._transport = cast("asyncio.Transport", transport)
-        raw = transport.get_extra_info("socket")
-        for level, option, value in _SOCKET_OPTIONS:
-            raw.setsockopt(level, option, value)
+        set_options(transport.get_extra_info("socket"))
         peer = transport.get_extra_info("peername")
         if peer:
             self.peer_host = peer[0]
