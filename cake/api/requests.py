@@ -144,6 +144,15 @@ class CompletionRequest(Sampled):
     echo: bool = False
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
 
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _only_one(cls, prompt: object) -> object:
+        if isinstance(prompt, list) and any(not isinstance(token, int) for token in prompt):
+            raise ValueError(
+                "a text, or a list of token ids; several prompts in one request are not supported"
+            )
+        return prompt
+
     @model_validator(mode="after")
     def _scores_its_own(self) -> "CompletionRequest":
         if self.echo and self.logprobs is not None:

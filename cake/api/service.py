@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -137,6 +137,7 @@ class Service:
         prompt = request.prompt
         if isinstance(prompt, str):
             prompt = self._generator.tokenizer.encode(prompt)
+        self._check_tokens("prompt", prompt)
         return self._task(request, prompt, request.max_tokens or 16)
 
     def text_of(self, prompt: str | Sequence[int]) -> str:
@@ -228,11 +229,14 @@ class Service:
     def _bias(self, request: Sampled) -> tuple[tuple[int, float], ...] | None:
         if request.logit_bias is None:
             return None
-        size = self._generator.pipeline.config.vocab_size
-        unknown = next((token for token in request.logit_bias if token >= size), None)
-        if unknown is not None:
-            raise CakeError(f"logit_bias names the token {unknown}, but the model has only {size}")
+        self._check_tokens("logit_bias", request.logit_bias)
         return tuple(request.logit_bias.items())
+
+    def _check_tokens(self, field: str, tokens: Iterable[int]) -> None:
+        size = self._generator.pipeline.config.vocab_size
+        unknown = next((token for token in tokens if token >= size), None)
+        if unknown is not None:
+            raise CakeError(f"{field} names the token {unknown}, but the model has only {size}")
 
     async def _grammar(self, wanted: ResponseFormat | None, offer: Offer) -> Grammar | None:
         """What the answer is held to; reading it may take seconds, so another thread does."""
