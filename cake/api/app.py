@@ -15,6 +15,7 @@ from cake.api.cluster import cluster_handlers
 from cake.api.errors import ApiError, api_error
 from cake.api.handlers import EVENTS, Handler, event
 from cake.api.metrics import Metrics
+from cake.api.page_files import page_routes
 from cake.api.requests import ChatRequest, CompletionRequest, Sampled
 from cake.api.service import Delta, Service, Task
 from cake.api.shapes import ChatShape, CompletionShape
@@ -60,6 +61,7 @@ def build_app(service: Service, view: ClusterView, api_key: str | None = None) -
         *(route(path, handler) for path, handler in cluster_handlers(view).items()),
         route("/metrics", metrics.answer),
         Route("/health", health),
+        *page_routes(),
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: _no_such_route})
 

@@ -1,0 +1,156 @@
+// The chat: asks the server, shows the answer as it comes, and keeps the conversation.
+
+import { begin, conversations, forget, keep, keepSettings, settings, titleOf } from "./conversations.js";
+import { button, element, written } from "./elements.js";
+import { events, fetched } from "./server.js";
+
+const $ = (selector) => document.querySelector(selector);
+let conversation = conversations[0] ?? begin();
+let running = null; // the AbortController of the answer that is coming
+let model = "";
+
+/** Make the chat ready, for the model of this name. */
+export function openChat(name) {
+  model = name;
+  showConversations();
+  showMessages();
+  readSettings();
+  $("#ask").onsubmit = (submitted) => { submitted.preventDefault(); send(); };
+  $("#question").onkeydown = (key) => {
+    if (key.key === "Enter" && !key.shiftKey && !key.isComposing) { key.preventDefault(); send(); }
+  };
+  document.addEventListener("keydown", (key) => { if (key.key === "Escape") running?.abort(); });
+  $("#stop").onclick = () => running?.abort();
+  $("#new").onclick = () => change(begin());
+  const list = $("#show-conversations");
+  list.onclick = () => list.setAttribute("aria-expanded", $("#conversations").classList.toggle("open"));
+  $("#show-settings").onclick = () => showSettings($("#settings").hidden);
+  $("#hide-settings").onclick = () => showSettings(false);
+}
+
+function send() {
+  const text = $("#question").value.trim();
+  if (!text || running) return;
+  $("#question").value = "";
+  conversation.messages.push({ role: "user", content: text });
+  answer();
+}
+
+/** Ask for an answer to the conversation as it stands. */
+async function answer() {
+  const asked = conversation, begun = performance.now();
+  const said = { role: "assistant", content: "", note: "" };
+  const messages = asked.messages.map(({ role, content }) => ({ role, content }));
+  if (settings.system) messages.unshift({ role: "system", content: settings.system });
+  asked.messages.push(said);
+  setRunning(new AbortController());
+  const { system, ...sampling } = settings;
+  const body = JSON.stringify({ model, messages, stream: true, stream_options: { include_usage: true }, ...sampling });
+  showMessages();
+  const { signal } = running;
+  let first = 0, n_tokens = 0;
+  try {
+    const options = { method: "POST", headers: { "Content-Type": "application/json" }, body, signal };
+    for await (const event of events(await fetched("/v1/chat/completions", options))) {
+      if (event.error) throw new Error(event.error.message);
+      const text = event.choices[0]?.delta.content;
+      if (text) { first ||= performance.now(); n_tokens += 1; said.content += text; showLast(asked); }
+      if (event.usage) n_tokens = event.usage.completion_tokens;
+    }
+  } catch (error) {
+    if (signal.aborted) said.note = "stopped · ";
+    else said.fault = error.message;
+  }
+  if (first) {
+    const rate = (n_tokens - 1) / ((performance.now() - first) / 1000);
+    said.note += `${n_tokens} tokens · ${n_tokens > 1 ? rate.toFixed(1) : "–"} tokens/s · first after ${Math.round(first - begun)} ms`;
+  }
+  setRunning(null);
+  keep(asked);
+  showConversations();
+  if (asked === conversation) showMessages();
+}
+
+function setRunning(controller) {
+  running = controller;
+  $("#stop").hidden = !running;
+  $("#send").hidden = Boolean(running);
+}
+
+function change(other) {
+  running?.abort();
+  conversation = other;
+  $("#conversations").classList.remove("open");
+  showConversations();
+  showMessages();
+  $("#question").focus();
+}
+
+function showConversations() {
+  $("#conversations ul").replaceChildren(...conversations.map((each) => {
+    const open = button(titleOf(each), () => change(each));
+    if (each === conversation) open.setAttribute("aria-current", "true");
+    const drop = button("×", () => { forget(each); if (each === conversation) change(begin()); else showConversations(); },
+      { ariaLabel: `Delete ${titleOf(each)}` });
+    return element("li", {}, open, drop);
+  }));
+}
+
+function showMessages() {
+  const shown = conversation.messages.map(messageElement);
+  if (!shown.length) shown.push(element("li", { className: "welcome" }, "Ask, and your devices answer together."));
+  $("#messages").replaceChildren(...shown);
+  $("#messages").scrollTop = $("#messages").scrollHeight;
+}
+
+/** Show only the last message anew: it is the one that grows. */
+function showLast(asked) {
+  if (asked !== conversation) return;
+  const list = $("#messages"), follows = list.scrollHeight - list.scrollTop - list.clientHeight < 80;
+  list.lastElementChild.replaceWith(messageElement(asked.messages.at(-1), asked.messages.length - 1));
+  if (follows) list.scrollTop = list.scrollHeight;
+}
+
+function messageElement(message, at) {
+  const last = at === conversation.messages.length - 1;
+  const body = element("div", { className: "body" }, ...written(message.content));
+  if (running && last) body.classList.add("waiting");
+  const note = element("div", { className: "note" }, message.note ?? "");
+  if (!running && message.role === "assistant") note.append(button("Retry", () => again(at)));
+  if (!running && message.role === "user") note.append(button("Edit", () => edit(at)));
+  const parts = [element("span", { className: "unseen" }, message.role === "user" ? "You: " : "Answer: "), body];
+  if (message.fault) parts.push(element("p", { className: "fault" }, message.fault));
+  return element("li", { className: message.role }, ...parts, note);
+}
+
+/** Drop an answer and what came after it, and ask again. */
+function again(at) {
+  conversation.messages.length = at;
+  answer();
+}
+
+/** Take a question back into the box, without what came after it. */
+function edit(at) {
+  $("#question").value = conversation.messages[at].content;
+  conversation.messages.length = at;
+  showMessages();
+  $("#question").focus();
+}
+
+function showSettings(wanted) {
+  $("#settings").hidden = !wanted;
+  $("#show-settings").setAttribute("aria-expanded", wanted);
+  (wanted ? $("#settings textarea") : $("#show-settings")).focus();
+}
+
+function readSettings() {
+  for (const field of $("#settings").querySelectorAll("[name]")) {
+    field.value = settings[field.name] ?? "";
+    field.onchange = () => {
+      if (!field.checkValidity()) { field.reportValidity(); return; }
+      if (field.value === "") delete settings[field.name];
+      else settings[field.name] = field.type === "number" ? Number(field.value) : field.value;
+      keepSettings();
+    };
+  }
+}

@@ -1,0 +1,181 @@
+"""The page in a real browser, over a real cluster of two workers, one of which is killed in the end."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CakeProcess
+from real_processes import GREEDY, start_workers
+
+CHROMIUM = shutil.which("chromium")
+WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+SCRIPT = "<script>alert(1)</script>"
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here"),
+    pytest.mark.xdist_group("page"),  # one browser, one cluster
+]
+
+# The contrast of each text with the nearest ground behind it, as WCAG 2 reckons it, where it is below 4.5.
+FAINT_TEXTS = """() => {
+  const channel = (c) => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+  const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  const ground = (node) => {
+    for (; node; node = node.parentElement) {
+      const colour = parts(getComputedStyle(node).backgroundColor);
+      if (colour.length === 3 || colour[3] === 1) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const node of document.querySelectorAll("body *")) {
+    const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim());
+    if (!own || !node.checkVisibility()) continue;
+    const [a, b] = [light(parts(getComputedStyle(node).color)), light(ground(node))];
+    const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (contrast < 4.5) found.push(`${node.tagName}.${node.className}: ${contrast.toFixed(2)}`);
+  }
+  return found;
+}"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[CakeProcess]]]:
+    """Where the page is, and the processes: the two workers first."""
+    started: list[CakeProcess] = []
+
+    def start(*arguments: object) -> CakeProcess:
+        started.append(CakeProcess(*arguments))
+        return started[-1]
+
+    served = start_workers(start, tmp_path_factory.mktemp("page"), "0-14", "15-29")
+    server = start("--topology", served.topology, "--api", "127.0.0.1:0", "--context", 1024, *GREEDY)
+    try:
+        yield server.wait_for(r"(http://127\.0\.0\.1:\d+)/v1")[1], started
+    finally:
+        for process in started:
+            process.process.kill()
+            process.finish()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+
+
+@pytest.fixture
+def page(browser: Any, cluster: tuple[str, list[CakeProcess]]) -> Iterator[Any]:
+    """The page, freshly opened; whatever its console calls an error is one."""
+    context = browser.new_context(viewport=WIDE)
+    page, errors = context.new_page(), []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("dialog", lambda dialog: errors.append(dialog.message))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(cluster[0])
+    page.wait_for_selector("#state:text-is('3 of 3 nodes up')")
+    yield page
+    context.close()
+    assert errors == []
+
+
+def ask(page: Any, text: str) -> Any:
+    """Send a message; its answer, which may still be coming."""
+    page.fill("#question", text)
+    page.press("#question", "Enter")
+    return page.locator("#messages .assistant").last
+
+
+def test_an_answer_streams_and_is_kept_and_asked_for_again(page: Any) -> None:
+    ask(page, "Name three colours.")
+    page.wait_for_selector("#stop:visible")
+    page.wait_for_selector("#send:visible")
+    answer = page.inner_text("#messages .assistant .body")
+    assert answer
+    assert "tokens/s" in page.inner_text("#messages .assistant .note")
+    page.click("text=Retry")
+    page.wait_for_selector("#stop:visible")
+    page.wait_for_selector("#send:visible")
+    assert page.inner_text("#messages .assistant .body") == answer
+    page.reload()
+    page.wait_for_selector("#messages .assistant")
+    assert page.inner_text("#messages .assistant .body") == answer
+
+
+def test_an_answer_is_stopped_by_keyboard_and_the_question_edited(page: Any) -> None:
+    answer = ask(page, "Tell me a very long story about the sea.").locator(".body")
+    page.wait_for_selector("#messages .assistant .body:not(:empty)")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#send:visible")
+    assert "stopped" in page.inner_text("#messages .assistant .note")
+    assert answer.inner_text()
+    page.click("text=Edit")
+    assert page.input_value("#question").startswith("Tell me")
+    assert page.locator("#messages .assistant").count() == 0
+
+
+def test_what_looks_like_html_is_text(page: Any) -> None:
+    """What a person writes, and what the model answers, held to it by a grammar."""
+
+    def held(route: Any) -> None:
+        schema = {"name": "markup", "schema": {"const": SCRIPT}}
+        asked = {
+            **route.request.post_data_json,
+            "response_format": {"type": "json_schema", "json_schema": schema},
+        }
+        route.continue_(post_data=json.dumps(asked))
+
+    page.route("**/v1/chat/completions", held)
+    ask(page, SCRIPT)
+    page.wait_for_selector("#messages .note:has-text('tokens/s')")
+    assert page.inner_text("#messages .user .body") == SCRIPT
+    assert json.loads(page.inner_text("#messages .assistant .body")) == SCRIPT
+    assert page.locator("#messages script").count() == 0
+    assert page.title() == "Cake"
+
+
+def test_code_is_shown_apart_and_as_text(page: Any) -> None:
+    kept = [
+        {"id": "1", "messages": [{"role": "assistant", "content": f"So:\n```html\n{SCRIPT}\n```\nDone."}]}
+    ]
+    page.evaluate("kept => localStorage.setItem('cake.conversations', kept)", json.dumps(kept))
+    page.reload()
+    page.wait_for_selector("#messages .code")
+    assert page.inner_text("#messages pre") == SCRIPT
+    assert page.inner_text("#messages .code div") == "html\nCopy"
+    assert page.locator("#messages script").count() == 0
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize("colours", ["light", "dark"])
+@pytest.mark.parametrize("view", ["chat", "cluster"])
+def test_texts_can_be_read_and_nothing_is_cut_off(
+    page: Any, size: Any, colours: str, view: str, tmp_path: Path
+) -> None:
+    page.set_viewport_size(size)
+    page.emulate_media(color_scheme=colours)
+    page.click(f"nav >> text={view.title()}")
+    if view == "chat":
+        ask(page, "Say hello.")
+        page.wait_for_selector("#stop:visible")
+        page.wait_for_selector("#send:visible")
+    else:
+        page.wait_for_selector("#pipeline .node >> nth=2")
+    page.screenshot(path=tmp_path / f"{view}-{colours}-{size['width']}.png")
+    assert page.evaluate(FAINT_TEXTS) == []
+    assert page.evaluate("document.documentElement.scrollWidth") == size["width"]
+
+
+def test_a_killed_worker_is_shown_at_once(page: Any, cluster: tuple[str, list[CakeProcess]]) -> None:
+    page.click("nav >> text=Cluster")
+    page.wait_for_selector("#pipeline .node >> nth=2")
+    assert page.locator("#pipeline .cells i").count() == 30
+    cluster[1][1].process.kill()
+    page.wait_for_selector(".node.lost", timeout=15_000)
+    assert "lost" in page.inner_text("#state")
+    assert "is lost" in page.inner_text("#log")
