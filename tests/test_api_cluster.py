@@ -90,6 +90,39 @@ async def test_a_client_that_leaves_ends_its_stream(served: Served) -> None:
                 break
 
 
+async def test_a_client_that_leaves_ends_a_whole_answer_too(served: Served) -> None:
+    body = {"model": "tiny", "prompt": [1, 2, 3]}
+    whole = served.generator.pipeline.context - 3
+    figures = served.generator.figures
+    asking = asyncio.create_task(served.client.post("/v1/completions", json={**body, "max_tokens": whole}))
+    while figures.tokens < 3:
+        await asyncio.sleep(0)
+    asking.cancel()
+    async with aclosing(served.view.events()) as events:
+        async for event in events:
+            if event["rates"]["requests"] == 0:
+                break
+    assert figures.tokens < whole // 4
+
+
+@pytest.mark.parametrize("origin", ["https://example.org", "null", "http://127.0.0.1:1"])
+async def test_pages_of_other_origins_may_not_ask(served: Served, origin: str) -> None:
+    answer = await served.client.get("/v1/models", headers={"Origin": origin})
+    assert answer.status_code == 403
+    assert "Access-Control-Allow-Origin" not in answer.headers
+    own = str(served.client.base_url).rstrip("/")
+    assert (await served.client.get("/v1/models", headers={"Origin": own})).status_code == 200
+
+
+async def test_the_page_needs_no_key_and_loads_nothing_from_elsewhere(served: Served) -> None:
+    answer = await served.client.get("/", headers={"Authorization": ""})
+    assert answer.status_code == 200
+    assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+    for path in ("main.js", "style.css", "cake.svg"):
+        assert (await served.client.get(f"/page/{path}", headers={"Authorization": ""})).status_code == 200
+    assert (await served.client.get("/page/../app.py")).status_code == 404
+
+
 async def test_streams_end_with_the_view_so_that_a_server_need_not_wait(served: Served) -> None:
     async with served.client.stream("GET", "/api/v1/events") as response:
         events = events_of(response)

@@ -1,9 +1,11 @@
 """The HTTP application: OpenAI's routes over a service."""
 
+import asyncio
 import contextlib
 import hmac
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -22,6 +24,7 @@ from cake.api.shapes import ChatShape, CompletionShape
 from cake.cluster_view import ClusterView
 
 MOST_BODY_BYTES = 16 << 20
+T = TypeVar("T")
 Shape = ChatShape | CompletionShape
 
 
@@ -73,6 +76,8 @@ def _guarded(handler: Handler, api_key: str | None) -> Handler:
         try:
             if api_key is not None and not _knows(request, api_key):
                 raise ApiError(401, "the API key is missing or wrong", "invalid_api_key")
+            if not _is_own(request):
+                raise ApiError(403, "pages of other origins may not ask here", "foreign_origin")
             return await handler(request)
         except ClientDisconnect:
             return Response(status_code=499)
@@ -80,6 +85,12 @@ def _guarded(handler: Handler, api_key: str | None) -> Handler:
             return api_error(error).response
 
     return guarded
+
+
+def _is_own(request: Request) -> bool:
+    """Whether no page asks, or the server's own: a browser says which page it is that makes it ask."""
+    origin = request.headers.get("Origin")
+    return origin is None or urlsplit(origin).netloc == request.headers.get("Host")
 
 
 def _knows(request: Request, api_key: str) -> bool:
@@ -104,14 +115,31 @@ async def _answered(request: Request, service: Service, body: Sampled, task: Tas
         events = _events(service, task, shape, usage)
         first = await anext(events)  # where there is no room, that is said instead of a stream
         return StreamingResponse(_begun(first, events), media_type=EVENTS)
+    return JSONResponse(shape.whole(task, await _unless_gone(request, _whole(service, task))))
+
+
+async def _whole(service: Service, task: Task) -> list[list[Delta]]:
     answers: list[list[Delta]] = [[] for _ in task.choices]
     with service.room():
         async with contextlib.aclosing(service.answers(task)) as parts:
             async for number, part in parts:
                 answers[number].append(part)
-                if await request.is_disconnected():
-                    raise ClientDisconnect
-    return JSONResponse(shape.whole(task, answers))
+    return answers
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What the work comes to; it ends when the client leaves. The request's body must have been read."""
+    working = asyncio.create_task(work)
+    leaving = asyncio.ensure_future(request.receive())  # nothing else can come now
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.wait({working, leaving})
 
 
 async def _events(service: Service, task: Task, shape: Shape, usage: bool) -> AsyncGenerator[str, None]:

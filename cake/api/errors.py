@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
-from cake.errors import CakeError, NodeError, PromptTooLongError
+from cake.errors import CakeError, NodeError, PromptTooLongError, ProtocolError, SessionLostError
 
 log = logging.getLogger(__name__)
 RETRY_AFTER_S = 5
@@ -44,7 +44,7 @@ def api_error(error: Exception) -> ApiError:
         return ApiError(400, _what_is_wrong(error))
     if isinstance(error, PromptTooLongError):
         return ApiError(400, str(error), "context_length_exceeded")
-    if isinstance(error, NodeError):
+    if isinstance(error, (NodeError, ProtocolError, SessionLostError)):
         return ApiError(503, str(error), "worker_lost", "server_error")
     if isinstance(error, CakeError):
         return ApiError(400, str(error))
