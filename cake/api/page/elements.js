@@ -20,10 +20,16 @@ export function written(text) {
 function codeBlock(part) {
   const [language, ...lines] = part.split("\n");
   const code = lines.join("\n").replace(/\n$/, "");
+  const shown = element("code", {}, code);
   const copy = button("Copy", async () => {
+    if (!navigator.clipboard) { // a browser has it for loopback and HTTPS only
+      getSelection().selectAllChildren(shown);
+      copy.textContent = "Press Ctrl+C";
+      return;
+    }
     await navigator.clipboard.writeText(code);
     copy.textContent = "Copied";
   });
   return element("div", { className: "code" },
-    element("div", {}, language.trim() || "code", copy), element("pre", {}, element("code", {}, code)));
+    element("div", {}, language.trim() || "code", copy), element("pre", {}, shown));
 }
