@@ -240,19 +240,20 @@ class Service:
 
     async def _grammar(self, wanted: ResponseFormat | None, offer: Offer) -> Grammar | None:
         """What the answer is held to; reading it may take seconds, so another thread does."""
-
-        def read() -> Grammar | None:
-            if offer.grammar is not None:
-                return self._generator.grammars.lark(offer.grammar)
-            if wanted is None or wanted.type == "text":
-                return None
-            if wanted.type == "json_object":
-                return self._generator.grammars.json_object()
-            assert wanted.json_schema is not None
-            return self._generator.grammars.json_schema(wanted.json_schema.schema_)
-
         if wanted is not None and wanted.type == "json_schema" and wanted.json_schema is None:
             raise CakeError("response_format of type json_schema needs a json_schema")
-        if offer.tools and wanted is not None and wanted.type != "text":
+        if wanted is not None and wanted.type == "text":
+            wanted = None
+        if offer.tools and wanted is not None:
             raise CakeError("tools and response_format do not go together; choose one")
+        if offer.grammar is None and wanted is None:
+            return None  # at once: requests without one keep their order of arrival
+
+        def read() -> Grammar:
+            if offer.grammar is not None:
+                return self._generator.grammars.lark(offer.grammar)
+            if wanted is None or wanted.json_schema is None or wanted.type == "json_object":
+                return self._generator.grammars.json_object()
+            return self._generator.grammars.json_schema(wanted.json_schema.schema_)
+
         return await asyncio.to_thread(read)
