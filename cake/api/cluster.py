@@ -6,8 +6,11 @@ from collections.abc import AsyncIterator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from cake.api.errors import ApiError
 from cake.api.handlers import EVENTS, Handler, event
 from cake.cluster_view import ClusterView
+
+MOST_STREAMS = 64  # of events
 
 
 def cluster_handlers(view: ClusterView) -> dict[str, Handler]:
@@ -17,6 +20,8 @@ def cluster_handlers(view: ClusterView) -> dict[str, Handler]:
         return JSONResponse(view.snapshot())
 
     async def events(request: Request) -> Response:
+        if view.streams >= MOST_STREAMS:
+            raise ApiError(503, f"{MOST_STREAMS} clients watch already", "overloaded", "server_error")
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(_events(view), media_type=EVENTS, headers=headers)
 
