@@ -23,6 +23,11 @@ class Turns:
         self._waiting: deque[Job] = deque()
         self._most = 0  # jobs that found room at once, when one had to wait
 
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """All that have begun and not ended, those that wait too."""
+        return (*self._active, *self._waiting)
+
     def begin(self, job: Job) -> None:
         """Let it go on, unless others wait already and the stages hold nothing of its session either."""
         job.done.add_done_callback(lambda _: asyncio.get_running_loop().call_soon(self._end, job))
