@@ -14,6 +14,7 @@ import pytest
 from http_served import Gate, Served, request, serving_http, until
 
 from cake.api import connection, server
+from cake.errors import NodeError
 
 MANY = {"model": "tiny", "prompt": [1, 2, 3], "max_tokens": 500, "logprobs": 5, "n": 4, "stream": True}
 FEW = {"model": "tiny", "prompt": [1, 2, 3], "max_tokens": 40}
@@ -212,3 +213,19 @@ async def test_not_one_token_is_made_for_who_has_left(
     assert (await served.client.post("/v1/completions", json={**FEW, "max_tokens": 5})).status_code == 200
     assert figures.tokens - 5 <= made + changes.get("n", 1)
     assert (await rest(reader)) or not changes.get("stream")
+
+
+async def test_a_stream_that_fails_says_so_and_does_not_look_whole(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*arguments: object) -> None:
+        raise NodeError("worker 'w0' failed: it is out of memory")
+
+    monkeypatch.setattr(served.generator.pipeline, "choose", fail)
+    answer = await served.client.post("/v1/completions", json={**FEW, "stream": True})
+    assert answer.status_code == 200
+    *_, last = answer.text.strip().split("\n\n")
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "worker_lost"
+    assert "[DONE]" not in answer.text
+    answer = await served.client.post("/v1/completions", json=FEW)
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")

@@ -6,11 +6,24 @@ from typing import Any, cast
 
 import pytest
 
+from cake import errors
 from cake.api import service as service_module
 from cake.api.errors import RETRY_AFTER_S, ApiError, api_error
 from cake.api.service import Service
-from cake.errors import NodeLostError
-from cake.generator import Generator
+from cake.errors import (
+    CakeError,
+    CheckpointError,
+    ClusterKeyError,
+    GrammarError,
+    NodeError,
+    NodeLostError,
+    PromptTooLongError,
+    ProtocolError,
+    SessionLostError,
+    SetupError,
+    TopologyError,
+)
+from cake.generator import Generator, check_prompt
 from cake.model.sampling import SamplingParams
 
 
@@ -39,5 +52,36 @@ def test_an_error_of_our_own_can_be_found_in_the_log(caplog: pytest.LogCaptureFi
     assert record.exc_info is not None
 
 
-def test_a_lost_worker_is_no_fault_of_the_client() -> None:
-    assert api_error(NodeLostError("worker 'pc' is gone")).status == 503
+KINDS = [each for each in vars(errors).values() if isinstance(each, type)]
+STATUS = {
+    TopologyError: 500,
+    CheckpointError: 500,
+    PromptTooLongError: 400,
+    GrammarError: 400,
+    SetupError: 500,
+    NodeError: 503,
+    NodeLostError: 503,
+    ProtocolError: 503,
+    ClusterKeyError: 503,
+    CakeError: 400,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_whose_fault_an_error_is_decides_its_status(kind: type[CakeError]) -> None:
+    if kind is SessionLostError:
+        told = api_error(SessionLostError(3, 0))
+        assert (told.status, told.code) == (503, "out_of_memory")
+        return
+    told = api_error(kind("worker 'pc' says why"))
+    assert told.status == STATUS[kind]
+    assert "worker 'pc' says why" in str(told)
+    assert ("Retry-After" in told.response.headers) == (told.status == 503)
+
+
+def test_a_prompt_that_is_too_long_is_told_its_length_and_the_context() -> None:
+    with pytest.raises(PromptTooLongError) as error:
+        check_prompt([1] * 600, 512, 256)
+    told = api_error(error.value)
+    assert (told.status, told.code) == (400, "context_length_exceeded")
+    assert "600 tokens and the context holds 512" in str(told)

@@ -155,9 +155,9 @@ async def _events(service: Service, task: Task, shape: Shape, usage: bool) -> As
                 yield event(shape.last(number, task))
             if usage:
                 yield event(shape.usage(task))
+            yield "data: [DONE]\n\n"  # not after an error: nobody shall take its answer for a whole one
         except Exception as error:
             yield event(api_error(error).body)
-        yield "data: [DONE]\n\n"
 
 
 async def _begun(first: str, events: AsyncGenerator[str, None]) -> AsyncIterator[str]:
