@@ -9,7 +9,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from cake.figures import Figures
 from cake.generator import Generator
@@ -28,6 +28,7 @@ WINDOW_S = 1.0
 
 Key = tuple[str, int]  # a stage: its node and its first block
 Snapshot = dict[str, Any]
+Condition = Literal["ready", "degraded", "unready", "leaving"]
 
 
 class Count(NamedTuple):
@@ -87,6 +88,16 @@ class ClusterView:
             "sessions": self._generator.pipeline.n_sessions,
             "replays": self.figures.replays,
         }
+
+    @property
+    def condition(self) -> Condition:
+        """Whether requests can be answered; "degraded" where a node is lost, but others serve its blocks."""
+        pipeline = self._generator.pipeline
+        if not self._open:
+            return "leaving"
+        if not pipeline.complete:
+            return "unready"
+        return "degraded" if pipeline.crew.absent else "ready"
 
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from cake.api.cluster import cluster_handlers
 from cake.api.errors import ApiError, api_error
 from cake.api.handlers import EVENTS, Handler, event
+from cake.api.health import health_routes
 from cake.api.metrics import Metrics
 from cake.api.page_files import page_routes
 from cake.api.requests import ChatRequest, CompletionRequest, Sampled
@@ -47,9 +48,6 @@ def build_app(service: Service, view: ClusterView, api_key: str | None = None) -
         service.check_model(request.path_params["name"])
         return JSONResponse(_model(service))
 
-    async def health(request: Request) -> Response:
-        return JSONResponse({"status": "ready", "model": service.model})
-
     metrics = Metrics(view)
 
     def route(path: str, handler: Handler, method: str = "GET") -> Route:
@@ -63,7 +61,7 @@ def build_app(service: Service, view: ClusterView, api_key: str | None = None) -
         route("/v1/models/{name:path}", model),
         *(route(path, handler) for path, handler in cluster_handlers(view).items()),
         route("/metrics", metrics.answer),
-        Route("/health", health),
+        *health_routes(view, service.model),
         *page_routes(),
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: _no_such_route})
