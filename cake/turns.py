@@ -53,4 +53,10 @@ class Turns:
             following = self._waiting.popleft()
             if not following.done.done():
                 self._active.add(following)
-                self._go(following)
+                self._let(following)
+
+    def _let(self, job: Job) -> None:
+        try:
+            self._go(job)
+        except Exception as error:  # a mistake of our own: whoever waits for the job is told
+            job.done.set_exception(error)
