@@ -2,9 +2,11 @@
 
 import json
 import logging
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from http_served import serving_http
 
 from cake import errors
 from cake.api import service as service_module
@@ -25,6 +27,7 @@ from cake.errors import (
 )
 from cake.generator import Generator, check_prompt
 from cake.model.sampling import SamplingParams
+from cake.scheduler import Scheduler
 
 
 def test_more_requests_than_there_is_room_for_are_told_when_to_come_back(
@@ -85,3 +88,21 @@ def test_a_prompt_that_is_too_long_is_told_its_length_and_the_context() -> None:
     told = api_error(error.value)
     assert (told.status, told.code) == (400, "context_length_exceeded")
     assert "600 tokens and the context holds 512" in str(told)
+
+
+async def test_a_mistake_of_our_own_is_told_at_once_and_the_server_goes_on(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def mistake(*arguments: object) -> None:
+        raise RuntimeError("a mistake")
+
+    body = {"model": "tiny", "prompt": [1, 2, 3], "max_tokens": 2}
+    async with serving_http(tiny_model) as served:
+        with monkeypatch.context() as changed:
+            changed.setattr(Scheduler, "_take_few", mistake)
+            answer = await served.client.post("/v1/completions", json=body)
+        assert answer.status_code == 500
+        number = caplog.records[-1].getMessage().split()[-1]
+        assert number in answer.json()["error"]["message"]
+        assert (await served.client.post("/v1/completions", json=body)).status_code == 200
+        assert (await served.client.get("/health")).json()["status"] == "ready"
