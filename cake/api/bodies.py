@@ -1,0 +1,16 @@
+"""What the bodies of all requests have in common. What is not supported is refused by name."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Penalty = Annotated[Finite, Field(ge=-2, le=2)]
+Bias = Annotated[Finite, Field(ge=-100, le=100)]
+ANY_OBJECT: dict[str, Any] = {"type": "object"}  # as a JSON schema
+
+
+class Body(BaseModel):
+    """What is not named here is refused, so that nothing a client asks for is ignored in silence."""
+
+    model_config = ConfigDict(extra="forbid")
