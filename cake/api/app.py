@@ -2,15 +2,17 @@
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
 from cake.api.cluster import cluster_endpoints
 from cake.api.errors import ApiError
 from cake.api.guard import guarded
-from cake.api.handlers import Dialect, Endpoint
+from cake.api.handlers import Dialect, Endpoint, Handler
 from cake.api.metrics import Metrics
+from cake.api.ollama.routes import ollama_dialect
 from cake.api.openai.routes import openai_dialect
 from cake.api.openai.shapes import error_body
 from cake.api.page_files import page_routes
@@ -27,22 +29,42 @@ def build_app(service: Service, view: ClusterView, api_key: str | None = None) -
     metrics = Metrics(view)
     own = Dialect([*cluster_endpoints(view), Endpoint("/metrics", metrics.answer)], error_body)
 
+    dialects = [openai_dialect(service), ollama_dialect(service), own]
+
     def route(endpoint: Endpoint, dialect: Dialect) -> Route:
         handler = guarded(endpoint.handler, api_key, dialect.error_body)
-        return Route(endpoint.path, metrics.counted(endpoint.path, handler), methods=[endpoint.method])
+        counted = metrics.counted(endpoint.path, handler)
+        return _HeaderRoute(endpoint.header, endpoint.path, counted, methods=[endpoint.method])
+
+    async def no_such_route(request: Request, error: Exception) -> Response:
+        spoken = next((dialect for dialect in dialects if dialect.is_spoken(request)), own)
+        return _no_such_route(request, error).response(spoken.error_body)
 
     routes = [
-        *(route(endpoint, each) for each in (openai_dialect(service), own) for endpoint in each.endpoints),
+        *(route(endpoint, dialect) for dialect in dialects for endpoint in dialect.endpoints),
         Route("/health", health),
         *page_routes(),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _no_such_route})
+    return Starlette(routes=routes, exception_handlers={HTTPException: no_such_route})
 
 
-async def _no_such_route(request: Request, error: Exception) -> Response:
+class _HeaderRoute(Route):
+    """One that is there only for requests with some header, where dialects have the same path."""
+
+    def __init__(self, header: str | None, path: str, handler: Handler, methods: list[str]) -> None:
+        super().__init__(path, handler, methods=methods)
+        self._header = header
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if self._header is not None and self._header not in HTTPConnection(scope).headers:
+            return Match.NONE, {}
+        return super().matches(scope)
+
+
+def _no_such_route(request: Request, error: Exception) -> ApiError:
     assert isinstance(error, HTTPException)
     path = request.url.path
     message = (
         f"{request.method} is not for {path}" if error.status_code == 405 else f"there is no {path} here"
     )
-    return ApiError(error.status_code, message).response(error_body)
+    return ApiError(error.status_code, message)

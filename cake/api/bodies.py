@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Penalty = Annotated[Finite, Field(ge=-2, le=2)]
+# As many as no client needs, and few enough to look for.
+Stops = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=64)]
 Bias = Annotated[Finite, Field(ge=-100, le=100)]
 ANY_OBJECT: dict[str, Any] = {"type": "object"}  # as a JSON schema
 

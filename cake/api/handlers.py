@@ -26,6 +26,11 @@ class Endpoint:
     handler: Handler
     method: str = "GET"
     body: type[BaseModel] | None = None  # read by the handler
+    header: str | None = None  # only for requests that have it
+
+
+def _never(request: Request) -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Dialect:
 
     endpoints: Sequence[Endpoint]
     error_body: ErrorBody
+    is_spoken: Callable[[Request], bool] = _never  # by a request to a route that is not there
 
 
 def posted(path: str, body: type[B], answer: Callable[[Request, B], Awaitable[Response]]) -> Endpoint:

@@ -16,6 +16,7 @@ from cake.api.task import Asked, Delta, ScoredToken, Task, TokenScore
 from cake.errors import CakeError
 from cake.generator import Generator
 from cake.job import nobody
+from cake.model.config import ModelConfig
 from cake.model.grammar import Grammar
 from cake.model.sampling import SamplingParams, Score, Scores
 from cake.tasks import merged
@@ -39,6 +40,21 @@ class Service:
     def knows_chats(self) -> bool:
         """Whether the model answers messages."""
         return self._generator.tokenizer.has_chat_template
+
+    @property
+    def knows_tools(self) -> bool:
+        """Whether the model was told how to call tools."""
+        return self._generator.tokenizer.knows_tools
+
+    @property
+    def context(self) -> int:
+        """How many tokens a prompt and its answer may have together."""
+        return self._generator.pipeline.context
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's shape."""
+        return self._generator.pipeline.config
 
     @contextlib.contextmanager
     def room(self) -> Iterator[None]:
@@ -105,7 +121,7 @@ class Service:
         pieces = self._generator.answer(task.prompt, sampling, task.max_tokens, count, copies=task.n > 1)
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
-                choice.n_tokens += 1
+                choice.add_token()
                 text = stops.feed(piece.text)
                 if stops.found or piece.finish_reason:
                     choice.finish_reason = "stop" if stops.found else piece.finish_reason
@@ -154,7 +170,7 @@ class Service:
             **{key: value for key, value in chosen.items() if value is not None},
         )
         self._generator.check(prompt)
-        most = self._generator.pipeline.context - len(prompt)
+        most = self.context - len(prompt)
         return Task(prompt, sampling, asked.stops, min(asked.max_tokens or most, most), offer, asked.n)
 
     def _bias(self, bias: Mapping[int, float] | None) -> tuple[tuple[int, float], ...] | None:
@@ -164,7 +180,7 @@ class Service:
         return tuple(bias.items())
 
     def _check_tokens(self, field: str, tokens: Iterable[int]) -> None:
-        size = self._generator.pipeline.config.vocab_size
+        size = self.config.vocab_size
         unknown = next((token for token in tokens if token >= size), None)
         if unknown is not None:
             raise CakeError(f"{field} names the token {unknown}, but the model has only {size}")

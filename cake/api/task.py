@@ -1,5 +1,6 @@
 """What a request asks for, and what came of it so far, in whatever dialect it came."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -62,6 +63,15 @@ class Choice:
     n_tokens: int = 0
     finish_reason: str | None = None  # "stop", "length" or "tool_calls"
     stop: str | None = None  # the text that ended it, where one did
+    first_s: float = 0.0  # when its first token came, on the clock of `time.perf_counter`
+    last_s: float = 0.0  # and its last
+
+    def add_token(self) -> None:
+        """One more has come."""
+        self.n_tokens += 1
+        self.last_s = time.perf_counter()
+        if self.n_tokens == 1:
+            self.first_s = self.last_s
 
 
 @dataclass
@@ -75,6 +85,7 @@ class Task:
     offer: Offer | None = None
     n: int = 1  # answers
     prompt_run: int = 0  # tokens of the prompt that no session held
+    turn_s: float = 0.0  # when its turn had come, on the clock of `time.perf_counter`
     choices: list[Choice] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -91,5 +102,6 @@ class Task:
         return max(0, len(self.prompt) - self.prompt_run)
 
     def count(self, n_tokens: int) -> None:
-        """So many tokens of the prompt were run."""
+        """So many tokens of the prompt were run; none yet when its turn has come."""
+        self.turn_s = self.turn_s or time.perf_counter()
         self.prompt_run += n_tokens

@@ -1,0 +1,162 @@
+"""The bodies of Ollama's requests, checked. What is not supported is refused by name.
+
+https://docs.ollama.com/api
+"""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from cake.api.bodies import ANY_OBJECT, Body, Finite, Penalty, Stops
+from cake.api.task import Asked
+from cake.tools import Offer, read_offer
+
+MOST_LOGPROBS = 20
+ALL_TOKENS = 1 << 30  # more than any context holds
+
+
+class OllamaBody(Body):
+    """What clients fill in for all they do not use is no reason to refuse: null, empty texts and lists."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_says_nothing(cls, given: object) -> object:
+        if not isinstance(given, Mapping):
+            return given
+        known = cls.model_fields
+        return {key: value for key, value in given.items() if key in known or value not in (None, "", [])}
+
+
+class Options(OllamaBody):
+    """How an answer is made."""
+
+    num_ctx: Annotated[int, Field(ge=1)] | None = None  # no more than is served
+    num_predict: Annotated[int, Field(ge=-2)] | None = None  # what is not above zero is no limit
+    temperature: Annotated[Finite, Field(ge=0)] | None = None
+    top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    seed: Annotated[int, Field(ge=-1, lt=2**63)] | None = None  # -1 draws one
+    stop: str | Stops | None = None
+    repeat_penalty: Annotated[Finite, Field(ge=0.01, le=100)] | None = None
+    repeat_last_n: Annotated[int, Field(ge=-1)] | None = None  # -1 is all
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The fields of `Asked`."""
+        stop = self.stop or ()
+        return {
+            "max_tokens": self.num_predict if (self.num_predict or 0) > 0 else None,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "seed": secrets.randbits(63) if self.seed == -1 else self.seed,
+            "stops": [stop] if isinstance(stop, str) else stop,
+            "repeat_penalty": self.repeat_penalty,
+            "repeat_last_n": ALL_TOKENS if self.repeat_last_n == -1 else self.repeat_last_n,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+        }
+
+
+class Generated(OllamaBody):
+    """What requests of both kinds can ask for."""
+
+    model: str
+    stream: bool | None = None  # it is, unless this is false
+    format: Literal["", "json"] | Mapping[str, Any] | None = None
+    options: Options = Field(default_factory=Options)
+    keep_alive: str | float | None = None  # the model stays in any case
+    think: Literal[False] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+
+    @model_validator(mode="after")
+    def _scores_all_or_none(self) -> "Generated":
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs")
+        return self
+
+    @property
+    def asked(self) -> Asked:
+        """As every dialect says it."""
+        n_scored = (self.top_logprobs or 0) if self.logprobs else None
+        schema = ANY_OBJECT if self.format == "json" else self.format or None
+        return Asked(**self.options.asked, n_scored=n_scored, schema=schema)
+
+
+class Function(OllamaBody):
+    """A tool, and with what it was called."""
+
+    name: str
+    arguments: Mapping[str, Any] = Field(default_factory=dict)
+    index: int | None = None
+
+
+class ToolCall(OllamaBody):
+    """A call of a tool, from an earlier answer."""
+
+    function: Function
+    id: str | None = None
+    type: Literal["function"] | None = None
+
+    @property
+    def for_template(self) -> dict[str, Any]:
+        """As chat templates take it."""
+        function = {"name": self.function.name, "arguments": self.function.arguments}
+        return {"type": "function", "function": function, **({"id": self.id} if self.id else {})}
+
+
+class Message(OllamaBody):
+    """One message of a chat; pictures are refused."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_name: str | None = None
+    tool_call_id: str | None = None
+
+    @property
+    def for_template(self) -> dict[str, Any]:
+        """As chat templates take it."""
+        calls = [call.for_template for call in self.tool_calls or ()]
+        given = {"name": self.tool_name, "tool_call_id": self.tool_call_id, "tool_calls": calls}
+        told = {"role": self.role, "content": self.content or ""}
+        return told | {key: value for key, value in given.items() if value}
+
+
+class ChatRequest(Generated):
+    """`POST /api/chat`."""
+
+    messages: list[Message] = Field(default_factory=list)  # none: only load the model
+    tools: Sequence[Mapping[str, Any]] | None = None
+
+    @property
+    def offer(self) -> Offer:
+        """The tools. Raises `CakeError` where they are not understood."""
+        return read_offer(self.tools or (), None)
+
+
+class GenerateRequest(Generated):
+    """`POST /api/generate`."""
+
+    prompt: str = ""  # none: only load the model
+    system: str = ""
+    raw: bool = False  # no chat template: the prompt as it is
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The prompt as a chat."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": self.prompt}]
+
+
+class ShowRequest(OllamaBody):
+    """`POST /api/show`."""
+
+    model: str = ""
+    name: str = ""  # as older clients call it
+    verbose: bool = False  # there is no more to tell
