@@ -7,6 +7,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import Scope
 
+from cake.api.anthropic.routes import anthropic_dialect
 from cake.api.cluster import cluster_endpoints
 from cake.api.errors import ApiError
 from cake.api.guard import guarded
@@ -29,7 +30,7 @@ def build_app(service: Service, view: ClusterView, api_key: str | None = None) -
     metrics = Metrics(view)
     own = Dialect([*cluster_endpoints(view), Endpoint("/metrics", metrics.answer)], error_body)
 
-    dialects = [openai_dialect(service), ollama_dialect(service), own]
+    dialects = [anthropic_dialect(service), openai_dialect(service), ollama_dialect(service), own]
 
     def route(endpoint: Endpoint, dialect: Dialect) -> Route:
         handler = guarded(endpoint.handler, api_key, dialect.error_body)

@@ -40,5 +40,10 @@ def _is_own(request: Request) -> bool:
 
 
 def _knows(request: Request, api_key: str) -> bool:
-    given = request.headers.get("Authorization", "")
-    return hmac.compare_digest(given.encode("latin-1"), f"Bearer {api_key}".encode())
+    """Whether the key is there, in either of the headers in which clients bring it."""
+    given = request.headers.get("Authorization", ""), request.headers.get("x-api-key", "")
+    known = f"Bearer {api_key}", api_key
+    return any(
+        hmac.compare_digest(mine.encode("latin-1"), theirs.encode())
+        for mine, theirs in zip(given, known, strict=True)
+    )
