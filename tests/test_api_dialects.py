@@ -11,12 +11,12 @@ import anthropic
 import httpx
 import httpx2
 import ollama
-import openai
 import pytest
 from tool_template import with_tools
 
 from cake.api import handlers as handlers_module
 from cake.api import service as service_module
+from cake.api.anthropic.requests import Prompt
 from cake.api.app import build_app
 from cake.api.service import Service
 from cake.cluster_view import ClusterView
@@ -26,6 +26,7 @@ from cake.model.sampling import SamplingParams
 from cake.model.tokenizer import Tokenizer
 from cake.weights.checkpoint import Checkpoint
 
+KEY = "sesame"
 QUESTION = [{"role": "user", "content": "What is the weather in Rome?"}]
 PARAMETERS = {"type": "object", "properties": {"town": {"type": "string"}}, "required": ["town"]}
 FUNCTION = {"name": "weather", "description": "The weather in a town", "parameters": PARAMETERS}
@@ -72,11 +73,10 @@ class Scripted:
 
 
 class Served(NamedTuple):
-    """An application without a network, and clients of three dialects."""
+    """An application without a network, and clients of the dialects."""
 
     generator: Scripted
     http: httpx2.AsyncClient
-    openai: openai.AsyncOpenAI
     ollama: ollama.AsyncClient
     anthropic: anthropic.AsyncAnthropic
 
@@ -90,17 +90,14 @@ def folder(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def served(folder: Path) -> AsyncIterator[Served]:
     generator = Scripted(folder)
     service = Service(cast("Generator", generator), "demo", SamplingParams())
-    app: Any = build_app(service, cast("ClusterView", None))
+    app: Any = build_app(service, cast("ClusterView", None), KEY)
     url = "http://demo"
-    http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url=url)
-    async with http, ollama.AsyncClient(url, transport=httpx.ASGITransport(app)) as of_ollama:
-        yield Served(
-            generator,
-            http,
-            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=http),
-            of_ollama,
-            anthropic.AsyncAnthropic(base_url=url, api_key="none", max_retries=0, http_client=http),
-        )
+    bearer = {"Authorization": f"Bearer {KEY}"}
+    http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url=url, headers=bearer)
+    of_ollama = ollama.AsyncClient(url, transport=httpx.ASGITransport(app), headers=bearer)
+    async with http, of_ollama:
+        of_anthropic = anthropic.AsyncAnthropic(base_url=url, api_key=KEY, max_retries=0, http_client=http)
+        yield Served(generator, http, of_ollama, of_anthropic)
 
 
 async def test_ollamas_clients_call_tools(served: Served) -> None:
@@ -183,6 +180,33 @@ async def test_choices_that_are_refused(served: Served, choice: Any, reason: str
     wanted: Any = {"model": "demo", "messages": QUESTION, "max_tokens": 9, "tools": [ANTHROPICS_TOOL]}
     with pytest.raises(anthropic.BadRequestError, match=reason):
         await served.anthropic.messages.create(**wanted, tool_choice=choice)
+
+
+@pytest.mark.parametrize(
+    ("choice", "forced"),
+    [
+        ({"type": "auto"}, []),
+        ({"type": "any"}, ["weather", "other"]),
+        ({"type": "tool", "name": "other", "disable_parallel_tool_use": True}, ["other"]),
+    ],
+)
+def test_which_tools_must_be_called(choice: Any, forced: list[str]) -> None:
+    tools = [ANTHROPICS_TOOL, {"name": "other", "input_schema": {"type": "object"}, "strict": True}]
+    body = {"model": "demo", "messages": QUESTION, "tools": tools, "tool_choice": choice}
+    offer = Prompt.model_validate(body).offer
+    assert [tool.name for tool in offer.forced] == forced
+    assert [tool.strict for tool in offer.tools] == [False, True]
+
+
+async def test_text_behind_a_call_is_a_block_of_its_own(served: Served) -> None:
+    wanted: Any = {"model": "demo", "messages": QUESTION, "max_tokens": 99, "tools": [ANTHROPICS_TOOL]}
+    served.generator.says = [*CALL, " So", " be it."]
+    whole = await served.anthropic.messages.create(**wanted)
+    async with served.anthropic.messages.stream(**wanted) as stream:
+        streamed = await stream.get_final_message()
+    for message in (whole, streamed):
+        assert [block.type for block in message.content] == ["tool_use", "text"]
+        assert message.content[1].text.strip() == "So be it."  # type: ignore[union-attr]
 
 
 async def test_who_must_not_call_is_not_told_of_tools(served: Served) -> None:
@@ -270,6 +294,29 @@ async def test_a_request_that_is_too_large_is_refused(
     assert "larger than" in message_in(answer.json())
     if asking == ANTHROPIC:
         assert answer.json()["error"]["type"] == "request_too_large"
+
+
+@all_dialects
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Authorization": "Bearer sesame"}, 200),
+        ({"x-api-key": "sesame", "Authorization": ""}, 200),
+        ({"Authorization": "Bearer guessed"}, 401),
+        ({"Authorization": "sesame"}, 401),
+        ({"x-api-key": "Bearer sesame", "Authorization": ""}, 401),
+        ({"x-api-key": "", "Authorization": ""}, 401),
+        ({"x-api-key": b"\xff\xe9", "Authorization": b"Bearer \xff\xe9"}, 401),
+    ],
+)
+async def test_the_key_is_known_in_either_header(
+    served: Served, asking: Asking, headers: Any, status: int
+) -> None:
+    path, body = asking
+    answer = await served.http.post(path, json=body, headers=headers)
+    assert answer.status_code == status
+    if status == 401:
+        assert "API key" in message_in(answer.json())
 
 
 @all_dialects

@@ -176,6 +176,7 @@ def test_what_changes_nothing_is_taken(client: ollama.Client, model: str) -> Non
         ({"messages": [{"role": "user", "content": "x", "images": ["AAAA"]}]}, "images is not supported"),
         ({"messages": [{"role": "user", "content": "word " * 600}]}, "6.. tokens and the context holds 512"),
         ({"top_logprobs": 2}, "top_logprobs needs logprobs"),
+        ({"messages": [*QUESTION, {"role": "assistant", "content": "Red,"}]}, "goes on from the assistant's"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])

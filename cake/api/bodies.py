@@ -9,6 +9,7 @@ Penalty = Annotated[Finite, Field(ge=-2, le=2)]
 # As many as no client needs, and few enough to look for.
 Stops = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=64)]
 Bias = Annotated[Finite, Field(ge=-100, le=100)]
+NO_PREFIX = "an answer that goes on from the assistant's last message is not supported"
 ANY_OBJECT: dict[str, Any] = {"type": "object"}  # as a JSON schema
 
 

@@ -41,9 +41,9 @@ def _is_own(request: Request) -> bool:
 
 def _knows(request: Request, api_key: str) -> bool:
     """Whether the key is there, in either of the headers in which clients bring it."""
-    given = request.headers.get("Authorization", ""), request.headers.get("x-api-key", "")
-    known = f"Bearer {api_key}", api_key
-    return any(
-        hmac.compare_digest(mine.encode("latin-1"), theirs.encode())
-        for mine, theirs in zip(given, known, strict=True)
-    )
+    wanted = {"Authorization": f"Bearer {api_key}", "x-api-key": api_key}
+    return any(_is_same(request.headers.get(name), value) for name, value in wanted.items())
+
+
+def _is_same(given: str | None, wanted: str) -> bool:
+    return given is not None and hmac.compare_digest(given.encode("latin-1"), wanted.encode())

@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cake.api.errors import ApiError
@@ -33,10 +33,7 @@ class MessageReply:
     def whole(self, task: Task, answers: Sequence[Sequence[Delta]]) -> dict[str, Any]:
         """The answer as one object."""
         (parts,) = answers
-        text = "".join(part.text for part in parts)
-        blocks = [_text_block(text)] if text else []
-        blocks += [_call_block(call, json.loads(call.arguments)) for part in parts for call in part.calls]
-        return self._message(blocks, self._ending(task), _usage(task))
+        return self._message(_blocks(parts), self._ending(task), _usage(task))
 
     def begin(self, task: Task) -> str:
         """An empty message. How much of the prompt a session holds is not known yet."""
@@ -97,13 +94,14 @@ class MessageReply:
 
     def _ending(self, task: Task) -> dict[str, Any]:
         (choice,) = task.choices
-        reason = "end_turn" if choice.stop is None else "stop_sequence"
         if choice.finish_reason == "tool_calls":
             reason = "tool_use"
         elif choice.finish_reason == "length":
             is_full = choice.n_tokens < self._max_tokens
             reason = "model_context_window_exceeded" if is_full else "max_tokens"
-        return {"stop_reason": reason, "stop_sequence": choice.stop}
+        else:
+            reason = "end_turn" if choice.stop is None else "stop_sequence"
+        return {"stop_reason": reason, "stop_sequence": choice.stop if reason == "stop_sequence" else None}
 
 
 def error_body(error: ApiError) -> dict[str, Any]:
@@ -115,6 +113,17 @@ def error_body(error: ApiError) -> dict[str, Any]:
 
 def _event(kind: str, **fields: object) -> str:
     return f"event: {kind}\ndata: {json.dumps({'type': kind, **fields}, ensure_ascii=False)}\n\n"
+
+
+def _blocks(parts: Iterable[Delta]) -> list[dict[str, Any]]:
+    blocks: list[dict[str, Any]] = []
+    for part in parts:
+        if part.text:
+            if not blocks or blocks[-1]["type"] != "text":
+                blocks.append(_text_block(""))
+            blocks[-1]["text"] += part.text
+        blocks += [_call_block(call, json.loads(call.arguments)) for call in part.calls]
+    return blocks
 
 
 def _text_block(text: str) -> dict[str, Any]:

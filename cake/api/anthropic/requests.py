@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from cake.api.bodies import Body, Finite, Stops
+from cake.api.bodies import NO_PREFIX, Body, Finite, Stops
 from cake.api.task import Asked
 from cake.tools import Offer, read_offer
 
@@ -217,7 +217,7 @@ class Prompt(Body):
     @model_validator(mode="after")
     def _ends_with_a_question(self) -> "Prompt":
         if self.messages[-1].role == "assistant":
-            raise ValueError("an answer that goes on from the assistant's last message is not supported")
+            raise ValueError(NO_PREFIX)
         return self
 
     @property

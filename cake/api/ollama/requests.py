@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from cake.api.bodies import ANY_OBJECT, Body, Finite, Penalty, Stops
+from cake.api.bodies import ANY_OBJECT, NO_PREFIX, Body, Finite, Penalty, Stops
 from cake.api.task import Asked
 from cake.tools import Offer, read_offer
 
@@ -18,15 +18,15 @@ ALL_TOKENS = 1 << 30  # more than any context holds
 
 
 class OllamaBody(Body):
-    """What clients fill in for all they do not use is no reason to refuse: null, empty texts and lists."""
+    """What clients fill in where they want nothing is no reason to refuse: null, empty texts and lists."""
 
     @model_validator(mode="before")
     @classmethod
     def _without_what_says_nothing(cls, given: object) -> object:
         if not isinstance(given, Mapping):
             return given
-        known = cls.model_fields
-        return {key: value for key, value in given.items() if key in known or value not in (None, "", [])}
+        said = {key: value for key, value in given.items() if value is not None}
+        return {key: value for key, value in said.items() if key in cls.model_fields or value not in ("", [])}
 
 
 class Options(OllamaBody):
@@ -66,7 +66,7 @@ class Generated(OllamaBody):
     """What requests of both kinds can ask for."""
 
     model: str
-    stream: bool | None = None  # it is, unless this is false
+    stream: bool = True
     format: Literal["", "json"] | Mapping[str, Any] | None = None
     options: Options = Field(default_factory=Options)
     keep_alive: str | float | None = None  # the model stays in any case
@@ -84,8 +84,13 @@ class Generated(OllamaBody):
     def asked(self) -> Asked:
         """As every dialect says it."""
         n_scored = (self.top_logprobs or 0) if self.logprobs else None
-        schema = ANY_OBJECT if self.format == "json" else self.format or None
-        return Asked(**self.options.asked, n_scored=n_scored, schema=schema)
+        return Asked(**self.options.asked, n_scored=n_scored, schema=self._schema)
+
+    @property
+    def _schema(self) -> Mapping[str, Any] | None:
+        if isinstance(self.format, str):
+            return ANY_OBJECT if self.format == "json" else None
+        return self.format
 
 
 class Function(OllamaBody):
@@ -133,6 +138,12 @@ class ChatRequest(Generated):
 
     messages: list[Message] = Field(default_factory=list)  # none: only load the model
     tools: Sequence[Mapping[str, Any]] | None = None
+
+    @model_validator(mode="after")
+    def _ends_with_a_question(self) -> "ChatRequest":
+        if self.messages and self.messages[-1].role == "assistant":
+            raise ValueError(NO_PREFIX)
+        return self
 
     @property
     def offer(self) -> Offer:

@@ -24,7 +24,7 @@ def ollama_dialect(service: Service) -> Dialect:
             return JSONResponse(reply.loaded)
         messages = [message.for_template for message in body.messages]
         task = await service.chat(body.asked, messages, body.offer)
-        return await answered(request, service, task, reply, body.stream is not False)
+        return await answered(request, service, task, reply, body.stream)
 
     async def generate(request: Request, body: GenerateRequest) -> Response:
         _check(service, body)
@@ -32,7 +32,7 @@ def ollama_dialect(service: Service) -> Dialect:
         if not body.prompt:
             return JSONResponse(reply.loaded)
         task = await _generated(service, body)
-        return await answered(request, service, task, reply, body.stream is not False)
+        return await answered(request, service, task, reply, body.stream)
 
     async def show(request: Request, body: ShowRequest) -> Response:
         service.check_model(_named(body.model or body.name))
