@@ -1,5 +1,6 @@
 """What every dialect owes its clients, with a generator that says what the test wants it to say."""
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -48,6 +49,8 @@ class Scripted:
         self.pipeline = SimpleNamespace(context=2048, config=Checkpoint(folder).config)
         self.says: Sequence[str] = ("Hel", "lo")
         self.error: Exception | None = None
+        self.lasts = asyncio.Event()  # set when it has begun and will not end by itself
+        self.for_ever, self.left = False, False
         self.asked = ""  # the prompt that came last
 
     def check(self, prompt: Sequence[int]) -> None:
@@ -65,16 +68,26 @@ class Scripted:
         self.asked = self.tokenizer.decode(prompt)
         count(0)
         count(len(prompt))
-        for i, text in enumerate(self.says, 1):
-            ended = i == len(self.says) and self.error is None
-            yield Piece(5, text, "stop" if ended else None)
+        for text in self.says[:-1]:
+            yield Piece(5, text)
+        if self.for_ever:
+            await self._wait()
+        yield Piece(5, self.says[-1], "stop" if self.error is None else None)
         if self.error is not None:
             raise self.error
+
+    async def _wait(self) -> None:
+        self.lasts.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.left = True
 
 
 class Served(NamedTuple):
     """An application without a network, and clients of the dialects."""
 
+    app: Any
     generator: Scripted
     http: httpx2.AsyncClient
     ollama: ollama.AsyncClient
@@ -97,7 +110,7 @@ async def served(folder: Path) -> AsyncIterator[Served]:
     of_ollama = ollama.AsyncClient(url, transport=httpx.ASGITransport(app), headers=bearer)
     async with http, of_ollama:
         of_anthropic = anthropic.AsyncAnthropic(base_url=url, api_key=KEY, max_retries=0, http_client=http)
-        yield Served(generator, http, of_ollama, of_anthropic)
+        yield Served(app, generator, http, of_ollama, of_anthropic)
 
 
 async def test_ollamas_clients_call_tools(served: Served) -> None:
@@ -257,6 +270,29 @@ async def test_an_error_amid_a_stream_ends_it(served: Served, asking: Asking) ->
     assert message_in(json.loads(lines[-1])) == "worker 'pc' is gone"
     whole = await served.http.post(path, json={**body, "stream": False})
     assert (whole.status_code, message_in(whole.json())) == (503, "worker 'pc' is gone")
+
+
+@all_dialects
+@whole_or_not
+async def test_a_client_that_leaves_ends_its_answer(served: Served, asking: Asking, stream: bool) -> None:
+    path, body = asking
+    served.generator.for_ever = True
+    arriving = [{"type": "http.request", "body": json.dumps({**body, "stream": stream}).encode()}]
+
+    async def receive() -> dict[str, Any]:
+        if arriving:
+            return arriving.pop()
+        await served.generator.lasts.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        pass
+
+    headers = [(b"authorization", f"Bearer {KEY}".encode()), (b"host", b"demo")]
+    scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1"}
+    scope |= {"method": "POST", "scheme": "http", "path": path, "raw_path": path.encode()}
+    await served.app({**scope, "query_string": b"", "headers": headers}, receive, send)
+    assert served.generator.left
 
 
 async def test_clients_know_an_error_amid_a_stream(served: Served) -> None:

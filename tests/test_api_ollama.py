@@ -171,6 +171,7 @@ def test_what_changes_nothing_is_taken(client: ollama.Client, model: str) -> Non
         ({"options": {"num_ctx": 4096}}, "num_ctx is 4096, .* here holds 512 tokens"),
         ({"options": {"mirostat": 2}}, "options.mirostat is not supported"),
         ({"options": {"top_p": 9}}, "options.top_p: "),
+        ({"options": {"stop": ["a", ""]}}, "options.stop.1: "),
         ({"think": True}, "think: "),
         ({"tools": [TOOL]}, "knows no tools"),
         ({"messages": [{"role": "user", "content": "x", "images": ["AAAA"]}]}, "images is not supported"),
@@ -186,6 +187,15 @@ def test_a_bad_request_is_told_why(
     with pytest.raises(ollama.ResponseError, match=message) as told:
         list(client.chat(model, **{"messages": QUESTION, "stream": stream, **changes}))
     assert told.value.status_code == 400
+
+
+def test_a_format_that_is_not_known_is_refused(api_url: str, model: str) -> None:
+    body = {"model": model, "prompt": "Hello", "format": "xml"}
+    answer = httpx2.post(f"{api_url}/api/generate", json=body, headers=BEARER)
+    assert (answer.status_code, answer.json()) == (
+        400,
+        {"error": "format: Value error, json, or a JSON schema"},
+    )
 
 
 @pytest.mark.parametrize("field", ["suffix", "template", "images", "context"])

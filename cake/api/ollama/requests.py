@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cake.api.bodies import ANY_OBJECT, NO_PREFIX, Body, Finite, Penalty, Stops
 from cake.api.task import Asked
@@ -29,6 +29,10 @@ class OllamaBody(Body):
         return {key: value for key, value in said.items() if key in cls.model_fields or value not in ("", [])}
 
 
+def _listed(stop: object) -> object:
+    return [stop] if isinstance(stop, str) else stop
+
+
 class Options(OllamaBody):
     """How an answer is made."""
 
@@ -38,7 +42,7 @@ class Options(OllamaBody):
     top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     seed: Annotated[int, Field(ge=-1, lt=2**63)] | None = None  # -1 draws one
-    stop: str | Stops | None = None
+    stop: Annotated[Stops, BeforeValidator(_listed, json_schema_input_type=str | Stops)] | None = None
     repeat_penalty: Annotated[Finite, Field(ge=0.01, le=100)] | None = None
     repeat_last_n: Annotated[int, Field(ge=-1)] | None = None  # -1 is all
     presence_penalty: Penalty | None = None
@@ -47,14 +51,13 @@ class Options(OllamaBody):
     @property
     def asked(self) -> dict[str, Any]:
         """The fields of `Asked`."""
-        stop = self.stop or ()
         return {
             "max_tokens": self.num_predict if (self.num_predict or 0) > 0 else None,
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": self.top_k,
             "seed": secrets.randbits(63) if self.seed == -1 else self.seed,
-            "stops": [stop] if isinstance(stop, str) else stop,
+            "stops": self.stop or (),
             "repeat_penalty": self.repeat_penalty,
             "repeat_last_n": ALL_TOKENS if self.repeat_last_n == -1 else self.repeat_last_n,
             "presence_penalty": self.presence_penalty,
@@ -73,6 +76,13 @@ class Generated(OllamaBody):
     think: Literal[False] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+
+    @field_validator("format", mode="before")
+    @classmethod
+    def _of_json(cls, wanted: object) -> object:
+        if wanted not in ("", "json") and not isinstance(wanted, Mapping):
+            raise ValueError("json, or a JSON schema")
+        return wanted
 
     @model_validator(mode="after")
     def _scores_all_or_none(self) -> "Generated":
