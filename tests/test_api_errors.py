@@ -11,6 +11,7 @@ from http_served import serving_http
 from cake import errors
 from cake.api import service as service_module
 from cake.api.errors import RETRY_AFTER_S, ApiError, api_error
+from cake.api.openai.shapes import error_body
 from cake.api.service import Service
 from cake.errors import (
     CakeError,
@@ -38,7 +39,7 @@ def test_more_requests_than_there_is_room_for_are_told_when_to_come_back(
     with service.room(), service.room():
         with pytest.raises(ApiError) as told, service.room():
             pass
-        response = told.value.response
+        response = told.value.response(error_body)
     assert (response.status_code, response.headers["Retry-After"]) == (503, str(RETRY_AFTER_S))
     with service.room():  # when one has left
         pass
@@ -47,7 +48,7 @@ def test_more_requests_than_there_is_room_for_are_told_when_to_come_back(
 def test_an_error_of_our_own_can_be_found_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR):
         told = api_error(RuntimeError("a secret path"))
-    body: dict[str, Any] = json.loads(bytes(told.response.body))
+    body: dict[str, Any] = json.loads(bytes(told.response(error_body).body))
     assert told.status == 500
     assert "secret" not in body["error"]["message"]
     (record,) = caplog.records
@@ -79,7 +80,7 @@ def test_whose_fault_an_error_is_decides_its_status(kind: type[CakeError]) -> No
     told = api_error(kind("worker 'pc' says why"))
     assert told.status == STATUS[kind]
     assert "worker 'pc' says why" in str(told)
-    assert ("Retry-After" in told.response.headers) == (told.status == 503)
+    assert ("Retry-After" in told.response(error_body).headers) == (told.status == 503)
 
 
 def test_a_prompt_that_is_too_long_is_told_its_length_and_the_context() -> None:

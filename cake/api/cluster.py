@@ -7,14 +7,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from cake.api.errors import ApiError
-from cake.api.handlers import EVENTS, Handler, event
+from cake.api.handlers import EVENTS, Endpoint, event
 from cake.cluster_view import ClusterView
 
 MOST_STREAMS = 64  # of events
 
 
-def cluster_handlers(view: ClusterView) -> dict[str, Handler]:
-    """What answers GET, by path."""
+def cluster_endpoints(view: ClusterView) -> list[Endpoint]:
+    """Of one view."""
 
     async def topology(request: Request) -> Response:
         return JSONResponse(view.snapshot())
@@ -25,7 +25,7 @@ def cluster_handlers(view: ClusterView) -> dict[str, Handler]:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(_events(view), media_type=EVENTS, headers=headers)
 
-    return {"/api/v1/topology": topology, "/api/v1/events": events}
+    return [Endpoint("/api/v1/topology", topology), Endpoint("/api/v1/events", events)]
 
 
 async def _events(view: ClusterView) -> AsyncIterator[str]:

@@ -13,6 +13,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cake.api.errors import ApiError
+from cake.api.openai.shapes import error_body
 
 MOST_CONNECTIONS = 512
 ASK_S = 60.0  # for a request with its body, from the connection's beginning or the end of the answer before
@@ -23,7 +24,7 @@ SEND_BUFFER = 1 << 16  # bytes that the system keeps for it; beyond them the ans
 
 TOO_MANY = ApiError(
     503, f"there are {MOST_CONNECTIONS} connections, as many as there may be", "overloaded", "server_error"
-).response
+).response(error_body)
 TOO_MANY.headers["Connection"] = "close"
 
 

@@ -1,7 +1,11 @@
-"""Errors in OpenAI's shape: what a client did, what is not there, what is too much at the moment."""
+"""Errors that clients are told of: what they did, what is not there, what is too much at the moment.
+
+How each is written is the business of a dialect.
+"""
 
 import logging
 import secrets
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -32,18 +36,15 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.code, self.kind = status, code, kind
 
-    @property
-    def body(self) -> dict[str, Any]:
-        """The JSON object that says it."""
-        return {"error": {"message": str(self), "type": self.kind, "param": None, "code": self.code}}
-
-    @property
-    def response(self) -> JSONResponse:
+    def response(self, error_body: "ErrorBody") -> JSONResponse:
         """The HTTP response that says it."""
         headers = {"Retry-After": str(RETRY_AFTER_S)} if self.status == 503 else {}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return JSONResponse(self.body, self.status, headers)
+        return JSONResponse(error_body(self), self.status, headers)
+
+
+ErrorBody = Callable[[ApiError], Mapping[str, Any]]  # the JSON object that says it in a dialect
 
 
 def api_error(error: Exception) -> ApiError:

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cake.api.connection import KEEP_ALIVE_S, ClientConnection
 from cake.api.errors import ApiError
+from cake.api.openai.shapes import error_body
 from cake.errors import CakeError
 from cake.topology import format_address, parse_address
 
@@ -23,7 +24,7 @@ LAST_BYTES_S = 5  # for clients to take the ends of their answers
 
 LEAVING = ApiError(
     503, "this server is about to end; ask again when it is back", "leaving", "server_error"
-).response
+).response(error_body)
 
 
 class Door:

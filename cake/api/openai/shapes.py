@@ -1,11 +1,12 @@
-"""Answers in OpenAI's shapes: whole, and as a stream of chunks. Knows nothing of HTTP."""
+"""Answers and errors in OpenAI's shapes: whole, and as a stream of chunks. Knows nothing of HTTP."""
 
 import secrets
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from cake.api.service import Delta, ScoredToken, Task, TokenScore
+from cake.api.errors import ApiError
+from cake.api.task import Delta, ScoredToken, Task, TokenScore
 from cake.tool_calls import Call
 
 
@@ -31,7 +32,7 @@ class ChatShape:
             }
             for i, (choice, parts) in enumerate(zip(task.choices, answers, strict=True))
         ]
-        return {**self._common, "object": "chat.completion", "choices": choices, "usage": task.usage}
+        return {**self._common, "object": "chat.completion", "choices": choices, "usage": _usage(task)}
 
     def first(self, number: int) -> dict[str, Any]:
         """The chunk that says who speaks."""
@@ -52,7 +53,7 @@ class ChatShape:
 
     def usage(self, task: Task) -> dict[str, Any]:
         """How many tokens it were."""
-        return {**self._common, "object": "chat.completion.chunk", "choices": [], "usage": task.usage}
+        return {**self._common, "object": "chat.completion.chunk", "choices": [], "usage": _usage(task)}
 
     def _chunk(
         self, number: int, delta: dict[str, Any], reason: str | None = None, logprobs: object = None
@@ -80,7 +81,7 @@ class CompletionShape:
             self._choice(i, self._echoed + _text(parts), choice.finish_reason, self._logprobs(i, parts))
             for i, (choice, parts) in enumerate(zip(task.choices, answers, strict=True))
         ]
-        return {**self._common, "choices": choices, "usage": task.usage}
+        return {**self._common, "choices": choices, "usage": _usage(task)}
 
     def first(self, number: int) -> dict[str, Any]:
         """The chunk that repeats the prompt, where that was asked for."""
@@ -96,7 +97,7 @@ class CompletionShape:
 
     def usage(self, task: Task) -> dict[str, Any]:
         """How many tokens it were."""
-        return {**self._common, "choices": [], "usage": task.usage}
+        return {**self._common, "choices": [], "usage": _usage(task)}
 
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
         return {**self._common, "choices": [choice]}
@@ -122,6 +123,21 @@ class CompletionShape:
             "top_logprobs": [{_readable(t.token): t.logprob for t in each.likeliest} for each in scored],
             "text_offset": offsets,
         }
+
+
+def error_body(error: ApiError) -> dict[str, Any]:
+    """The JSON object that tells of an error."""
+    return {"error": {"message": str(error), "type": error.kind, "param": None, "code": error.code}}
+
+
+def _usage(task: Task) -> dict[str, Any]:
+    n_prompt = len(task.prompt)
+    return {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": task.n_tokens,
+        "total_tokens": n_prompt + task.n_tokens,
+        "prompt_tokens_details": {"cached_tokens": task.n_cached},
+    }
 
 
 def _text(parts: Iterable[Delta]) -> str:

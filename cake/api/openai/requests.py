@@ -3,24 +3,19 @@
 Knows nothing of HTTP, and of models nothing.
 """
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from cake.api.bodies import ANY_OBJECT, Bias, Body, Finite, Penalty
+from cake.api.task import Asked
+from cake.tools import Offer, read_offer
 
 MOST_STOPS = 4
 MOST_CHOICES = 16
 MOST_LOGPROBS = 20
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Penalty = Annotated[Finite, Field(ge=-2, le=2)]
-Bias = Annotated[Finite, Field(ge=-100, le=100)]
-
-
-class Body(BaseModel):
-    """What is not named here is refused, so that nothing a client asks for is ignored in silence."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class StreamOptions(Body):
@@ -49,14 +44,21 @@ class Sampled(Body):
     logit_bias: Mapping[Annotated[int, Field(ge=0)], Bias] | None = None
 
     @property
-    def stops(self) -> list[str]:
-        """The texts at which the answer ends."""
-        return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
-
-    @property
-    @abstractmethod
-    def n_scored(self) -> int | None:
-        """Of how many tokens beside each chosen one the log probability is wanted; none, if of no token."""
+    def asked(self) -> Asked:
+        """As every dialect says it."""
+        return Asked(
+            max_tokens=self.max_tokens,
+            stops=[self.stop] if isinstance(self.stop, str) else self.stop or (),
+            n=self.n or 1,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            seed=self.seed,
+            repeat_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=self.logit_bias,
+        )
 
     @field_validator("stop")
     @classmethod
@@ -112,6 +114,19 @@ class ResponseFormat(Body):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: Schema | None = None
 
+    @model_validator(mode="after")
+    def _with_a_schema(self) -> "ResponseFormat":
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError("the type json_schema needs a json_schema")
+        return self
+
+    @property
+    def wanted(self) -> Mapping[str, Any] | None:
+        """The schema, if JSON is wanted."""
+        if self.json_schema is not None and self.type == "json_schema":
+            return self.json_schema.schema_
+        return ANY_OBJECT if self.type == "json_object" else None
+
 
 class ChatRequest(Sampled):
     """`POST /v1/chat/completions`."""
@@ -126,15 +141,23 @@ class ChatRequest(Sampled):
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
 
     @model_validator(mode="after")
-    def _of_something(self) -> "ChatRequest":
+    def _scores_all_or_none(self) -> "ChatRequest":
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs")
         return self
 
     @property
-    def n_scored(self) -> int | None:
-        """As `logprobs` and `top_logprobs` say together."""
-        return (self.top_logprobs or 0) if self.logprobs else None
+    def asked(self) -> Asked:
+        """As every dialect says it."""
+        n_scored = (self.top_logprobs or 0) if self.logprobs else None
+        limit = self.max_completion_tokens or self.max_tokens
+        wanted = self.response_format.wanted if self.response_format else None
+        return replace(super().asked, max_tokens=limit, n_scored=n_scored, schema=wanted)
+
+    @property
+    def offer(self) -> Offer:
+        """The tools. Raises `CakeError` where they are not understood."""
+        return read_offer(self.tools or (), self.tool_choice)
 
 
 class CompletionRequest(Sampled):
@@ -160,6 +183,6 @@ class CompletionRequest(Sampled):
         return self
 
     @property
-    def n_scored(self) -> int | None:
-        """As `logprobs` says."""
-        return self.logprobs
+    def asked(self) -> Asked:
+        """As every dialect says it."""
+        return replace(super().asked, max_tokens=self.max_tokens or 16, n_scored=self.logprobs)
