@@ -80,7 +80,9 @@ class Chain:
         result = frame.message
         assert isinstance(result, Result)  # a forward has no other good answer
         self._check(result, batch)
-        states = from_wire(result.hidden).to(batch.hidden.device, batch.hidden.dtype)
+        states = from_wire(result.hidden)
+        if (states.device, states.dtype) != (batch.hidden.device, batch.hidden.dtype):
+            states = states.to(batch.hidden.device, batch.hidden.dtype)
         network_s = self._count(result.stages, len(states), time.perf_counter() - started, frame.n_bytes)
         compute_s = sum(report.compute_s for report in result.stages)
         pace_s = compute_s / len(self.stages)

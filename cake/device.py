@@ -107,7 +107,6 @@ class DeviceThread:
         # The caller's thread converts and copies a little; a second pool of threads for that would
         # only get in the way of the device's own.
         torch.set_num_threads(1)
-        self._no_autograd = torch.inference_mode()
         self._n_handed_in = 0  # and not done
         self._here_s = (0.0, 0.0)  # when `run_here` began and ended last
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -157,7 +156,9 @@ class DeviceThread:
         self.check()
         began_s = time.perf_counter()
         try:
-            with self._no_autograd:
+            if torch.is_inference_mode_enabled():  # for good, as in a worker: entering takes its time
+                return function(*args, **kwargs)
+            with torch.inference_mode():
                 return function(*args, **kwargs)
         finally:
             self._here_s = began_s, time.perf_counter()

@@ -9,6 +9,8 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from cake.budget import CacheBudget
 from cake.device import DeviceThread, choose_context, choose_placement
 from cake.errors import CakeError
@@ -42,7 +44,8 @@ def run_worker(options: WorkerOptions) -> None:
     with listener:
         checkpoint = open_checkpoint(options.compute.model, wanted_by(node))
         _check_blocks(node, checkpoint)
-        with contextlib.suppress(KeyboardInterrupt):
+        # Without autograd also in the event loop, which computes a little too.
+        with contextlib.suppress(KeyboardInterrupt), torch.inference_mode():
             asyncio.run(_serve(options, node, checkpoint, listener, credentials))
     log.info("%s stopped", node.name)
 
