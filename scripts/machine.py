@@ -1,6 +1,8 @@
 """What a measurement depends on beside the code: this machine."""
 
 import platform
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +33,17 @@ def processor() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def read_bandwidth(threads: int) -> float:
+    """Bytes per second at which this machine reads memory, best of several sums over 1 GB."""
+    torch.set_num_threads(threads)
+    data = torch.ones(250_000_000)
+    return data.nbytes / min(timed(data.sum) for _ in range(7))
+
+
+def timed(function: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import psutil
+import torch
 from cluster import worker_processes
+from machine import read_bandwidth
 from trial import CONTEXT, GREEDY, Bench, Outcome, first_token, gaps, generator_over, in_turn, moments
 
 from cake.generator import Generator
@@ -33,9 +35,19 @@ async def eight_requests(bench: Bench, n_tokens: int = 24) -> Outcome:
             return made / (end - begin)
 
         one, eight = await in_turn(bench.runs, lambda: generation(1), lambda: generation(8))
-    return Outcome(
-        "8 requests by one, 2 workers", f"{one:.1f} tokens/s alone, {eight:.1f} together", eight / one, bar
-    )
+    measured = f"{one:.1f} tokens/s alone, {eight:.1f} together; "
+    return Outcome("8 requests by one, 2 workers", measured + memory_limit(bench, one), eight / one, bar)
+
+
+def memory_limit(bench: Bench, alone: float) -> str:
+    """How much faster eight requests over two workers could be than one, if memory were all that took time.
+
+    A token alone takes one pass through all weights; eight take two, one for each group of four.
+    """
+    bandwidth = read_bandwidth(2)
+    torch.set_num_threads(1)
+    most = 4 * bandwidth / (bench.weight_bytes + bench.head_bytes)
+    return f"two cores read {bandwidth / 1e9:.1f} GB/s, enough for {most:.1f}: {most / alone:.2f}"
 
 
 async def beside_a_long_prompt(bench: Bench, n_prompt: int = 2000) -> Outcome:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import click
 from api_load import api_load
 from api_overhead import api_overhead
+from bare_ring import bare_overhead
 from distant_workers import behind_slow_links, guessing, int8_on_the_wire
 from encryption import encrypted
 from loading import alternating, loading, resident
@@ -76,7 +77,9 @@ async def overhead(bench: Bench, n: int = 200) -> Outcome:
             losses += [1e6 * (a - b) for a, b in zip(now, before, strict=True)]
             before = now
     median = statistics.median(losses[2 * len(stages) :])
-    measured = f"{median:.0f} µs beyond computing"
+    message_bytes = stages[0].stats.bytes_sent // stages[0].stats.messages
+    floor = 1e6 * bare_overhead(len(stages), message_bytes, bench.weight_bytes // len(stages))
+    measured = f"{median:.0f} µs beyond computing; bare sockets and reading as much memory: {floor:.0f}"
     return Outcome("loopback, per stage and token, µs", measured, median, 300, at_most=True)
 
 

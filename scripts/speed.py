@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from cluster import running_workers
+from machine import read_bandwidth
 from peer import running_llama_cpp
 from quality import measure_quality, quality_lines
 from round_trip import HIDDEN_SIZE, echo_worker, measure_round_trips
@@ -180,17 +181,3 @@ def network_us_per_message(pipeline: Pipeline) -> float:
     remote = [stage.stats for stage in pipeline.stages if isinstance(stage, RemoteStage)]
     messages = sum(stats.messages for stats in remote)
     return 1e6 * sum(stats.network_s for stats in remote) / messages if messages else 0.0
-
-
-def read_bandwidth(threads: int) -> float:
-    """Bytes per second at which this machine reads memory, best of several sums over 1 GB."""
-    torch.set_num_threads(threads)
-    data = torch.ones(250_000_000)
-    return data.nbytes / min(timed(data.sum) for _ in range(7))
-
-
-def timed(function: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
-    started = time.perf_counter()
-    function()
-    return time.perf_counter() - started

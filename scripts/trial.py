@@ -31,6 +31,7 @@ from cake.weights.checkpoint import Checkpoint
 
 GREEDY = SamplingParams(temperature=0, repeat_penalty=1)
 CONTEXT = 4096
+BITS = {"none": 16.0, "int8": 8.25, "int4": 4.5}  # of a weight
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,18 @@ class Bench:
         """Random tokens, the same for the same seed."""
         random = torch.Generator().manual_seed(seed)
         return torch.randint(self.checkpoint.config.vocab_size, (n_tokens,), generator=random).tolist()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all blocks, as the workers keep them."""
+        stored = sum(map(self.checkpoint.bytes_of, range(self.checkpoint.config.n_blocks)))
+        return round(stored * BITS[self.placement.quantize] / BITS["none"])
+
+    @property
+    def head_bytes(self) -> int:
+        """Of the head, as the master keeps it: with eight bits at least."""
+        config, bits = self.checkpoint.config, max(BITS[self.placement.quantize], BITS["int8"])
+        return round(config.vocab_size * config.hidden_size * bits / 8)
 
     def begin(self, pipeline: Pipeline) -> None:
         """A run begins: it is what a trace shows, until another one begins."""
