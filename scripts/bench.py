@@ -47,6 +47,11 @@ from cake.weights.checkpoint import open_checkpoint
 )
 @click.option("--llama-cpp", is_flag=True, help="Add llama.cpp's speed, run by run.")
 @click.option(
+    "--llama-rpc",
+    is_flag=True,
+    help="With --llama-cpp: its speed over RPC workers too, if its library was built with that.",
+)
+@click.option(
     "--llama-type",
     type=click.Choice(CHOICES),
     help=f"Its weights.  [default: {', '.join(f'{kind} for {mode}' for mode, kind in TYPES.items())}]",
@@ -131,6 +136,7 @@ def wanted_figures(quantize: Quantization, options: dict[str, Any]) -> Wanted:
         quality_tokens=options["quality_tokens"] if options["quality"] else None,
         peer_python=peer_python,
         peer_type=options["llama_type"] or TYPES[quantize],
+        peer_rpc=options["llama_rpc"],
     )
 
 

@@ -38,9 +38,17 @@ class EchoStage:
     def __init__(self) -> None:
         self.stats = StageStats()
 
-    async def answer(self, hidden: WireTensor, segments: object) -> Answered:
+    def is_quick(self, n_tokens: int) -> bool:
+        """Always."""
+        return True
+
+    def answer_at_once(self, hidden: WireTensor, segments: object, arrived_s: float) -> Answered:
         """The same hidden states."""
-        return Answered(hidden, 0.0, 0.0)
+        return Answered(hidden, 0.0, arrived_s, 0.0)
+
+    async def answer(self, hidden: WireTensor, segments: object, arrived_s: float) -> Answered:
+        """The same."""
+        return self.answer_at_once(hidden, segments, arrived_s)
 
     async def forget(self, sessions: object) -> None:
         """Nothing is held."""

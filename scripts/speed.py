@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import contextlib
 import statistics
 import time
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from typing import Any
 import torch
 from cluster import running_workers
 from machine import read_bandwidth
-from peer import running_llama_cpp
+from peer import Peer, running_llama_cpp
+from peer_cluster import best, running_llama_cpp_rpc
 from quality import measure_quality, quality_lines
 from round_trip import HIDDEN_SIZE, echo_worker, measure_round_trips
 from trial import GREEDY
@@ -61,6 +63,7 @@ class Wanted:
     quality_tokens: int | None  # None where quality is not asked for
     peer_python: str | None  # who has llama-cpp-python; None where it is not asked for
     peer_type: str
+    peer_rpc: bool = False  # beside the workers too
 
 
 def measure_figures(checkpoint: Checkpoint, placement: Placement, wanted: Wanted) -> dict[str, Any]:
@@ -68,7 +71,8 @@ def measure_figures(checkpoint: Checkpoint, placement: Placement, wanted: Wanted
     with echo_worker() as port:
         round_trip = asyncio.run(measure_round_trips(port, wanted.round_trips))
     local, peer = measure_here(checkpoint, placement, wanted)
-    speeds = [local, *([measure_over_workers(checkpoint, placement, wanted)] if wanted.workers else [])]
+    spread, rpc = measure_over_workers(checkpoint, placement, wanted) if wanted.workers else (None, None)
+    speeds = [local, *([spread] if spread else [])]
     result = {
         **asdict(wanted.sizes),
         "read_bytes_per_s": round(read_bandwidth(wanted.threads)),
@@ -76,6 +80,8 @@ def measure_figures(checkpoint: Checkpoint, placement: Placement, wanted: Wanted
         "speeds": [asdict(speed) for speed in speeds],
         "llama_cpp": asdict(peer) if peer else None,
         "ours_by_llama_cpp": ratio(local, peer) if peer else None,
+        "llama_cpp_rpc": asdict(rpc) if rpc else None,
+        "ours_by_llama_cpp_rpc": ratio(spread, rpc) if spread and rpc else None,
         "quality": None,
     }
     if wanted.quality_tokens:
@@ -94,10 +100,14 @@ def figure_lines(result: dict[str, Any]) -> list[str]:
             f"{speed['generation_tokens_per_s']:.1f} tokens/s",
             f"{speed['network_us_per_message']:.0f} µs",
         ]
-        for speed in [*result["speeds"], *filter(None, [result["llama_cpp"]])]
+        for speed in filter(None, [*result["speeds"], result["llama_cpp"], result["llama_cpp_rpc"]])
     ]
-    if ratios := result["ours_by_llama_cpp"]:
-        rows.append(["local / llama.cpp", *(f"{ratios[name]:.2f}" for name in ("prompt", "generation")), ""])
+    for what, ratios in (
+        ("local / llama.cpp", result["ours_by_llama_cpp"]),
+        ("workers / llama.cpp RPC", result["ours_by_llama_cpp_rpc"]),
+    ):
+        if ratios:
+            rows.append([what, *(f"{ratios[name]:.2f}" for name in ("prompt", "generation")), ""])
     return [
         f"round trip of {HIDDEN_SIZE} channels in bfloat16 over loopback, medians: "
         + ", ".join(f"{name} {times['median']:.0f} µs" for name, times in trip.items()),
@@ -119,11 +129,29 @@ def measure_here(checkpoint: Checkpoint, placement: Placement, wanted: Wanted) -
     return local, Speed(peer.name, *peer.medians(), 0.0)
 
 
-def measure_over_workers(checkpoint: Checkpoint, placement: Placement, wanted: Wanted) -> Speed:
-    """The speed over worker processes on loopback."""
-    share = wanted.worker_threads or max(1, available_cores() // wanted.workers)
-    with running_workers(checkpoint, wanted.workers, share, placement) as topology:
-        return asyncio.run(measure(checkpoint, topology, placement, share, wanted.sizes))
+def measure_over_workers(
+    checkpoint: Checkpoint, placement: Placement, wanted: Wanted
+) -> tuple[Speed, Speed | None]:
+    """The speed over worker processes on loopback and, if it is wanted, llama.cpp's; in turns too."""
+    sizes, share = wanted.sizes, wanted.worker_threads or max(1, available_cores() // wanted.workers)
+    with contextlib.ExitStack() as stack:
+        peers: list[Peer] = []
+        if wanted.peer_python and wanted.peer_rpc:
+            work = (wanted.peer_type, wanted.workers, sizes.prompt, sizes.generate)
+            peers = stack.enter_context(running_llama_cpp_rpc(wanted.peer_python, checkpoint, *work))
+
+        def others() -> None:
+            for peer in peers:
+                peer.run()
+
+        topology = stack.enter_context(running_workers(checkpoint, wanted.workers, share, placement))
+        spread = asyncio.run(measure(checkpoint, topology, placement, share, sizes, others))
+        rpc = (
+            Speed(f"llama.cpp over {wanted.workers} RPC workers, its best", *best(peers), 0.0)
+            if peers
+            else None
+        )
+    return spread, rpc
 
 
 def ratio(ours: Speed, theirs: Speed) -> dict[str, float]:
@@ -151,7 +179,7 @@ async def measure(
         runs = []
         for _ in range(sizes.runs + 1):
             runs.append(await one_run(generator, sizes))
-            after_run()
+            await asyncio.to_thread(after_run)  # workers must go on hearing that this side is alive
     finally:
         await pipeline.close()
     setup = f"{len(topology.nodes)} workers" if topology.nodes else "local"

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from peer import CHOICES, TYPES, gguf_file, gguf_name, gguf_path
+from peer import CHOICES, TYPES, Peer, gguf_file, gguf_name, gguf_path
+from peer_cluster import best
 
 from cake.weights.checkpoint import Checkpoint
 
@@ -35,3 +36,10 @@ def test_a_file_that_exists_is_taken(
 def test_names_of_tensors() -> None:
     assert gguf_name("model.layers.3.mlp.up_proj.weight") == "blk.3.ffn_up.weight"
     assert gguf_name("model.norm.weight") == "output_norm.weight"
+
+
+def test_the_best_of_several_ways_counts_for_each_figure() -> None:
+    peers = [Peer(None, "1", "one"), Peer(None, "1", "other")]  # type: ignore[arg-type]
+    for peer, runs in zip(peers, ([(9, 9), (5, 1)], [(9, 9), (3, 2)]), strict=True):
+        peer._runs = list(runs)  # of which the first is not counted
+    assert best(peers) == (5, 2)
