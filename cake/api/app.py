@@ -13,10 +13,21 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from cake.api.cluster import cluster_handlers
+from cake.api.answers import (
+    ChatChunk,
+    ChatCompletion,
+    Completion,
+    CompletionChunk,
+    Health,
+    LastChatChunk,
+    ModelCard,
+    ModelList,
+)
+from cake.api.cluster import cluster_endpoints
 from cake.api.errors import ApiError, api_error
-from cake.api.handlers import EVENTS, Handler, event
+from cake.api.handlers import EVENTS, About, Endpoint, Handler, event
 from cake.api.metrics import Metrics
+from cake.api.openapi import openapi
 from cake.api.page_files import page_routes
 from cake.api.requests import ChatRequest, CompletionRequest, Sampled
 from cake.api.service import Delta, Service, Task
@@ -26,6 +37,11 @@ from cake.cluster_view import ClusterView
 MOST_BODY_BYTES = 16 << 20
 T = TypeVar("T")
 Shape = ChatShape | CompletionShape
+CHAT = About("Answer a chat.", ChatCompletion, ChatChunk | LastChatChunk)
+SAME_CHAT = About("The same as `/v1/chat/completions`.", ChatCompletion, ChatChunk | LastChatChunk)
+COMPLETION = About("Go on where a prompt ends.", Completion, CompletionChunk | Completion)
+METRICS = About("What Prometheus reads.", text="text/plain", group="Cluster")
+HEALTH = About("Whether the server is well.", Health, group="Cluster", needs_key=False)
 
 
 def build_app(service: Service, view: ClusterView, api_key: str | None = None) -> Starlette:
@@ -51,20 +67,26 @@ def build_app(service: Service, view: ClusterView, api_key: str | None = None) -
         return JSONResponse({"status": "ready", "model": service.model})
 
     metrics = Metrics(view)
+    endpoints = [
+        Endpoint("/v1/chat/completions", chat, "POST", ChatRequest, CHAT),
+        Endpoint("/api/v1/chat/completions", chat, "POST", ChatRequest, SAME_CHAT),
+        Endpoint("/v1/completions", complete, "POST", CompletionRequest, COMPLETION),
+        Endpoint("/v1/models", models, about=About("Which models are served.", ModelList)),
+        Endpoint("/v1/models/{name:path}", model, about=About("One of them.", ModelCard, errors=(404,))),
+        *cluster_endpoints(view),
+        Endpoint("/metrics", metrics.answer, about=METRICS),
+    ]
+    well = Endpoint("/health", health, about=HEALTH)
+    described = openapi([*endpoints, well], service.model, api_key is not None)
 
-    def route(path: str, handler: Handler, method: str = "GET") -> Route:
-        return Route(path, metrics.counted(path, _guarded(handler, api_key)), methods=[method])
+    def route(each: Endpoint) -> Route:
+        handler = metrics.counted(each.path, _guarded(each.handler, api_key))
+        return Route(each.path, handler, methods=[each.method])
 
     routes = [
-        route("/v1/chat/completions", chat, "POST"),
-        route("/api/v1/chat/completions", chat, "POST"),
-        route("/v1/completions", complete, "POST"),
-        route("/v1/models", models),
-        route("/v1/models/{name:path}", model),
-        *(route(path, handler) for path, handler in cluster_handlers(view).items()),
-        route("/metrics", metrics.answer),
-        Route("/health", health),
-        *page_routes(),
+        *map(route, endpoints),
+        Route(well.path, well.handler),
+        *page_routes(described),
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: _no_such_route})
 
@@ -167,7 +189,7 @@ async def _begun(first: str, events: AsyncGenerator[str, None]) -> AsyncIterator
             yield each
 
 
-def _model(service: Service) -> dict[str, Any]:
+def _model(service: Service) -> ModelCard:
     return {"id": service.model, "object": "model", "created": service.started, "owned_by": "cake"}
 
 

@@ -6,12 +6,16 @@ from collections.abc import AsyncIterator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from cake.api.handlers import EVENTS, Handler, event
+from cake.api.handlers import EVENTS, About, Endpoint, event
 from cake.cluster_view import ClusterView
+from cake.snapshot import Snapshot
+
+NOW = About("Who is there, and what the last second brought.", Snapshot, group="Cluster")
+ALWAYS = About("The same twice a second, and whenever something happens.", event=Snapshot, group="Cluster")
 
 
-def cluster_handlers(view: ClusterView) -> dict[str, Handler]:
-    """What answers GET, by path."""
+def cluster_endpoints(view: ClusterView) -> list[Endpoint]:
+    """Where they are."""
 
     async def topology(request: Request) -> Response:
         return JSONResponse(view.snapshot())
@@ -20,7 +24,10 @@ def cluster_handlers(view: ClusterView) -> dict[str, Handler]:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(_events(view), media_type=EVENTS, headers=headers)
 
-    return {"/api/v1/topology": topology, "/api/v1/events": events}
+    return [
+        Endpoint("/api/v1/topology", topology, about=NOW),
+        Endpoint("/api/v1/events", events, about=ALWAYS),
+    ]
 
 
 async def _events(view: ClusterView) -> AsyncIterator[str]:

@@ -2,11 +2,11 @@
 
 import logging
 import secrets
-from typing import Any
 
 from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
+from cake.api.answers import ErrorAnswer, Kind
 from cake.errors import CakeError, NodeError, PromptTooLongError, ProtocolError, SessionLostError
 
 log = logging.getLogger(__name__)
@@ -17,13 +17,13 @@ class ApiError(Exception):
     """An answer of another status than 200."""
 
     def __init__(
-        self, status: int, message: str, code: str | None = None, kind: str = "invalid_request_error"
+        self, status: int, message: str, code: str | None = None, kind: Kind = "invalid_request_error"
     ) -> None:
         super().__init__(message)
         self.status, self.code, self.kind = status, code, kind
 
     @property
-    def body(self) -> dict[str, Any]:
+    def body(self) -> ErrorAnswer:
         """The JSON object that says it."""
         return {"error": {"message": str(self), "type": self.kind, "param": None, "code": self.code}}
 

@@ -7,46 +7,93 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from typing_extensions import TypeAliasType
 
 MOST_STOPS = 4
 MOST_CHOICES = 16
 MOST_LOGPROBS = 20
+
+
+def _whole(number: object) -> object:
+    """JSON has one kind of numbers, so that 2.0 is an integer too."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+ModelName = TypeAliasType("ModelName", str)  # by name, as only a server knows which there are
+Whole = Annotated[int, BeforeValidator(_whole)]
+Natural = Annotated[Whole, Field(ge=1)]
+Index = Annotated[Whole, Field(ge=0)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Penalty = Annotated[Finite, Field(ge=-2, le=2)]
 Bias = Annotated[Finite, Field(ge=-100, le=100)]
+Biases = Annotated[
+    Mapping[Annotated[int, Field(ge=0)], Bias],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": "^[0-9]+$"},
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+        }
+    ),
+]
+Stop = Annotated[str, Field(min_length=1)]
 
 
 class Body(BaseModel):
     """What is not named here is refused, so that nothing a client asks for is ignored in silence."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 class StreamOptions(Body):
     """Of a streamed answer."""
 
     include_usage: bool = False
+    """Whether a last event counts the tokens."""
 
 
 class Sampled(Body):
     """What requests of both kinds can ask for."""
 
-    model: str
+    model: ModelName
+    """The model that `/v1/models` lists."""
     stream: bool = False
+    """Whether the answer comes piece by piece, as server-sent events."""
     stream_options: StreamOptions | None = None
-    stop: str | list[str] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """For streamed answers only."""
+    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
+    """Texts before which the answer ends."""
+    max_tokens: Natural | None = None
+    """How long the answer may become; what fits the context, unless this says less."""
     temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
+    """Higher is more surprising; 0 always takes the likeliest token."""
     top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    """Choose among the likeliest tokens that together have this probability."""
+    top_k: Index | None = None
+    """Choose among so many of the likeliest tokens; 0 for all."""
+    seed: Annotated[Whole, Field(ge=0, lt=2**63)] | None = None
+    """The same seed gives the same text."""
     repetition_penalty: Annotated[Finite, Field(ge=0.01, le=100)] | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
-    user: str | None = None  # clients say who asks; it changes nothing
+    """Above 1 makes tokens less likely that came recently."""
+    n: Annotated[Whole, Field(ge=1, le=MOST_CHOICES)] | None = None
+    """How many answers are wanted."""
+    user: str | None = None
+    """Who asks, as clients may say; it changes nothing."""
     presence_penalty: Penalty | None = None
+    """Makes tokens less likely that the answer has already."""
     frequency_penalty: Penalty | None = None
-    logit_bias: Mapping[Annotated[int, Field(ge=0)], Bias] | None = None
+    """The same, as often as it has them."""
+    logit_bias: Biases | None = None
+    """Token ids, and how much likelier they are made; 100 makes one certain, -100 impossible."""
 
     @property
     def stops(self) -> list[str]:
@@ -58,10 +105,10 @@ class Sampled(Body):
     def n_scored(self) -> int | None:
         """Of how many tokens beside each chosen one the log probability is wanted; none, if of no token."""
 
-    @field_validator("stop")
+    @field_validator("stop", mode="before")
     @classmethod
-    def _few_and_not_empty(cls, stop: str | list[str] | None) -> str | list[str] | None:
-        stops = [stop] if isinstance(stop, str) else stop or []
+    def _few_and_not_empty(cls, stop: object) -> object:
+        stops = stop if isinstance(stop, list) else [stop]
         if len(stops) > MOST_STOPS or "" in stops:
             raise ValueError(f"at most {MOST_STOPS} texts, none of them empty")
         return stop
@@ -78,11 +125,16 @@ class Message(Body):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
+    """Who speaks; a developer's words are a system's."""
     content: str | list[TextPart] | None = None
+    """What is said."""
     name: str | None = None
+    """The speaker's name, for models whose chat template knows names."""
     refusal: None = None
     tool_calls: list[dict[str, Any]] | None = None
+    """The calls of an earlier answer, as they came."""
     tool_call_id: str | None = None
+    """Which call this is the result of."""
 
     @property
     def for_template(self) -> dict[str, Any]:
@@ -102,8 +154,11 @@ class Schema(Body):
 
     name: str
     description: str | None = None
+    """For people; the model is not told."""
     schema_: Mapping[str, Any] = Field(default_factory=dict, alias="schema")
-    strict: bool | None = None  # it is kept to in any case
+    """The schema itself."""
+    strict: bool | None = None
+    """It is kept to in any case."""
 
 
 class ResponseFormat(Body):
@@ -117,13 +172,21 @@ class ChatRequest(Sampled):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    """The conversation so far, oldest first."""
+    max_completion_tokens: Natural | None = None
+    """The same as `max_tokens`, by its newer name."""
     response_format: ResponseFormat | None = None
+    """What the answer is held to."""
     tools: Sequence[Mapping[str, Any]] | None = None
+    """Functions that the model may call, in OpenAI's form, of which the client runs them."""
     tool_choice: str | Mapping[str, Any] | None = None
-    parallel_tool_calls: Literal[True] | None = None  # the model decides
+    """`none`, `auto`, `required`, or the one function that must be called."""
+    parallel_tool_calls: Literal[True] | None = None
+    """The model decides."""
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    """Whether each token brings its log probability."""
+    top_logprobs: Annotated[Whole, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    """With `logprobs`: those of so many of the likeliest tokens too."""
 
     @model_validator(mode="after")
     def _of_something(self) -> "ChatRequest":
@@ -140,14 +203,17 @@ class ChatRequest(Sampled):
 class CompletionRequest(Sampled):
     """`POST /v1/completions`."""
 
-    prompt: str | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]  # or its tokens
+    prompt: str | Annotated[list[Index], Field(min_length=1)]
+    """The text that goes on, or its token ids."""
     echo: bool = False
-    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    """Whether the answer begins with the prompt."""
+    logprobs: Annotated[Whole, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    """Each token brings its log probability, and those of so many of the likeliest."""
 
     @field_validator("prompt", mode="before")
     @classmethod
     def _only_one(cls, prompt: object) -> object:
-        if isinstance(prompt, list) and any(not isinstance(token, int) for token in prompt):
+        if isinstance(prompt, list) and any(not isinstance(token, int | float) for token in prompt):
             raise ValueError(
                 "a text, or a list of token ids; several prompts in one request are not supported"
             )

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from cake.api.answers import Usage
 from cake.api.errors import ApiError
 from cake.api.requests import ChatRequest, CompletionRequest, ResponseFormat, Sampled
 from cake.api.stops import StopFinder
@@ -86,7 +87,7 @@ class Task:
         self.prompt_run += n_tokens
 
     @property
-    def usage(self) -> dict[str, object]:
+    def usage(self) -> Usage:
         """Tokens, as OpenAI counts them."""
         n_prompt = len(self.prompt)
         return {
