@@ -79,7 +79,9 @@ async def test_streams_are_declared_with_the_type_of_their_events() -> None:
     for path in ("/v1/chat/completions", "/v1/completions"):
         content = (await described())["paths"][path]["post"]["responses"]["200"]["content"]
         assert content.keys() == {"application/json", "text/event-stream"}
-        assert "x-itemSchema" in content["text/event-stream"]
+        done, event = content["text/event-stream"]["schema"]["properties"]["data"]["anyOf"]
+        assert done == {"const": "[DONE]"}
+        assert "ErrorAnswer" in str(event["contentSchema"])
 
 
 @pytest.mark.parametrize("key", [None, "sesame"])

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hmac
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ from cake.api.answers import (
     ChatCompletion,
     Completion,
     CompletionChunk,
+    ErrorAnswer,
     Health,
     LastChatChunk,
     ModelCard,
@@ -37,9 +39,10 @@ from cake.cluster_view import ClusterView
 MOST_BODY_BYTES = 16 << 20
 T = TypeVar("T")
 Shape = ChatShape | CompletionShape
-CHAT = About("Answer a chat.", ChatCompletion, ChatChunk | LastChatChunk)
-SAME_CHAT = About("The same as `/v1/chat/completions`.", ChatCompletion, ChatChunk | LastChatChunk)
-COMPLETION = About("Go on where a prompt ends.", Completion, CompletionChunk | Completion)
+DONE = "[DONE]"
+CHAT = About("Answer a chat.", ChatCompletion, ChatChunk | LastChatChunk | ErrorAnswer, DONE)
+SAME_CHAT = replace(CHAT, summary="The same as `/v1/chat/completions`.")
+COMPLETION = About("Go on where a prompt ends.", Completion, CompletionChunk | Completion | ErrorAnswer, DONE)
 METRICS = About("What Prometheus reads.", text="text/plain", group="Cluster")
 HEALTH = About("Whether the server is well.", Health, group="Cluster", needs_key=False)
 
@@ -179,7 +182,7 @@ async def _events(service: Service, task: Task, shape: Shape, usage: bool) -> As
                 yield event(shape.usage(task))
         except Exception as error:
             yield event(api_error(error).body)
-        yield "data: [DONE]\n\n"
+        yield f"data: {DONE}\n\n"
 
 
 async def _begun(first: str, events: AsyncGenerator[str, None]) -> AsyncIterator[str]:
@@ -199,4 +202,6 @@ async def _no_such_route(request: Request, error: Exception) -> Response:
     message = (
         f"{request.method} is not for {path}" if error.status_code == 405 else f"there is no {path} here"
     )
-    return ApiError(error.status_code, message).response
+    response = ApiError(error.status_code, message).response
+    response.headers.update(error.headers or {})  # which methods there are
+    return response

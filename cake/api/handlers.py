@@ -21,7 +21,8 @@ class About:
 
     summary: str
     answer: Any = None  # the type of its JSON, where it can be JSON
-    event: Any = None  # the type of each event, where it can be a stream of them
+    event: Any = None  # the type of each event's JSON, where it can be a stream of them
+    last_event: str | None = None  # what ends the stream, where something does
     text: str | None = None  # its media type, where it is text
     errors: tuple[int, ...] = ()  # statuses, beside those that follow from what it is
     error: Any = ErrorAnswer  # the type of what says an error

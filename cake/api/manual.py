@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from cake.api.handlers import EVENTS
+
 Json = Mapping[str, Any]
 LIMITS = {
     "minimum": "at least {}",
@@ -91,13 +93,19 @@ def _operation(name: str, operation: Json, with_key: bool) -> str:
 
 
 def _answer(status: str, answer: Json) -> str:
-    kinds = []
-    for media, content in answer["content"].items():
-        item = content.get("x-itemSchema")
-        kind = f"events, each {_kind(item)}" if item else _kind(content["schema"])
-        kinds.append(kind if media == "application/json" else f"{kind} (<code>{escape(media)}</code>)")
+    kinds = [_content(media, content["schema"]) for media, content in answer["content"].items()]
     headers = "".join(f"; with <code>{escape(name)}</code>" for name in answer.get("headers", ()))
     return f"<dt>{status}</dt><dd>{_words(answer['description'])} {' or '.join(kinds)}{headers}</dd>"
+
+
+def _content(media: str, schema: Json) -> str:
+    if media == "application/json":
+        return _kind(schema)
+    kind = _kind(schema)
+    if media == EVENTS:
+        *_, of_json = schema["properties"]["data"]["anyOf"]
+        kind = f"events, each {_kind(of_json['contentSchema'])}"
+    return f"{kind} (<code>{escape(media)}</code>)"
 
 
 def _type(name: str, schema: Json) -> str:

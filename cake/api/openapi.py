@@ -133,11 +133,21 @@ def _content(about: About, types: _Types) -> Json:
     if about.answer is not None:
         content["application/json"] = {"schema": types.answer(about.answer)}
     if about.event is not None:
-        # What 3.1 has no word for, 3.2 calls itemSchema.
-        content[EVENTS] = {"schema": {"type": "string"}, "x-itemSchema": types.answer(about.event)}
+        content[EVENTS] = {"schema": _event(types.answer(about.event), about.last_event)}
     if about.text is not None:
         content[about.text] = {"schema": {"type": "string"}}
     return content
+
+
+def _event(data: Json, last: str | None) -> Json:
+    """Of each event, as OpenAPI has it: an object whose data is JSON, but for what ends the stream."""
+    of_json = {"contentMediaType": "application/json", "contentSchema": data}
+    kinds = [of_json] if last is None else [{"const": last}, of_json]
+    return {
+        "type": "object",
+        "required": ["data"],
+        "properties": {"data": {"type": "string", "anyOf": kinds}},
+    }
 
 
 def _error(status: int, content: Json) -> Json:

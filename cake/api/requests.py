@@ -18,6 +18,8 @@ from pydantic import (
 )
 from typing_extensions import TypeAliasType
 
+from cake.tools import NAME
+
 MOST_STOPS = 4
 MOST_CHOICES = 16
 MOST_LOGPROBS = 20
@@ -29,9 +31,9 @@ def _whole(number: object) -> object:
 
 
 ModelName = TypeAliasType("ModelName", str)  # by name, as only a server knows which there are
-Whole = Annotated[int, BeforeValidator(_whole)]
-Natural = Annotated[Whole, Field(ge=1)]
-Index = Annotated[Whole, Field(ge=0)]
+WHOLE = BeforeValidator(_whole)
+Natural = Annotated[int, Field(ge=1), WHOLE]
+Index = Annotated[int, Field(ge=0), WHOLE]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Penalty = Annotated[Finite, Field(ge=-2, le=2)]
 Bias = Annotated[Finite, Field(ge=-100, le=100)]
@@ -45,7 +47,51 @@ Biases = Annotated[
         }
     ),
 ]
+# Of these `cake.tools` knows what they may be, and how to say what is wrong.
+FUNCTION = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "name": {"type": "string", "pattern": f"^{NAME.pattern}$"},
+        "parameters": {"anyOf": [{"type": "object", "description": "A JSON schema."}, {"type": "null"}]},
+    },
+}
+Tool = Annotated[
+    Mapping[str, Any],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "required": ["function"],
+            "properties": {"type": {"const": "function"}, "function": FUNCTION},
+        }
+    ),
+]
+NAMED = {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}}
+ToolChoice = Annotated[
+    str | Mapping[str, Any],
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"enum": ["none", "auto", "required"]},
+                {"type": "object", "required": ["function"], "properties": {"function": NAMED}},
+            ]
+        }
+    ),
+]
+CALLED = {
+    **NAMED,
+    "properties": {
+        "name": {"type": "string"},
+        "arguments": {"anyOf": [{"type": kind} for kind in ("string", "object", "null")]},
+    },
+}
+Called = Annotated[
+    dict[str, Any],
+    WithJsonSchema({"type": "object", "required": ["function"], "properties": {"function": CALLED}}),
+]
 Stop = Annotated[str, Field(min_length=1)]
+Prompt = str | Annotated[list[Index], Field(min_length=1)]
+QUESTION = [{"role": "user", "content": "Hello!"}]
 
 
 class Body(BaseModel):
@@ -80,11 +126,11 @@ class Sampled(Body):
     """Choose among the likeliest tokens that together have this probability."""
     top_k: Index | None = None
     """Choose among so many of the likeliest tokens; 0 for all."""
-    seed: Annotated[Whole, Field(ge=0, lt=2**63)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63), WHOLE] | None = None
     """The same seed gives the same text."""
     repetition_penalty: Annotated[Finite, Field(ge=0.01, le=100)] | None = None
     """Above 1 makes tokens less likely that came recently."""
-    n: Annotated[Whole, Field(ge=1, le=MOST_CHOICES)] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES), WHOLE] | None = None
     """How many answers are wanted."""
     user: str | None = None
     """Who asks, as clients may say; it changes nothing."""
@@ -131,7 +177,7 @@ class Message(Body):
     name: str | None = None
     """The speaker's name, for models whose chat template knows names."""
     refusal: None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[Called] | None = None
     """The calls of an earlier answer, as they came."""
     tool_call_id: str | None = None
     """Which call this is the result of."""
@@ -171,21 +217,21 @@ class ResponseFormat(Body):
 class ChatRequest(Sampled):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, examples=[QUESTION])]
     """The conversation so far, oldest first."""
     max_completion_tokens: Natural | None = None
     """The same as `max_tokens`, by its newer name."""
     response_format: ResponseFormat | None = None
     """What the answer is held to."""
-    tools: Sequence[Mapping[str, Any]] | None = None
+    tools: Sequence[Tool] | None = None
     """Functions that the model may call, in OpenAI's form, of which the client runs them."""
-    tool_choice: str | Mapping[str, Any] | None = None
+    tool_choice: ToolChoice | None = None
     """`none`, `auto`, `required`, or the one function that must be called."""
     parallel_tool_calls: Literal[True] | None = None
     """The model decides."""
     logprobs: bool | None = None
     """Whether each token brings its log probability."""
-    top_logprobs: Annotated[Whole, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS), WHOLE] | None = None
     """With `logprobs`: those of so many of the likeliest tokens too."""
 
     @model_validator(mode="after")
@@ -203,11 +249,11 @@ class ChatRequest(Sampled):
 class CompletionRequest(Sampled):
     """`POST /v1/completions`."""
 
-    prompt: str | Annotated[list[Index], Field(min_length=1)]
+    prompt: Annotated[Prompt, Field(examples=["One, two, three,"])]
     """The text that goes on, or its token ids."""
     echo: bool = False
     """Whether the answer begins with the prompt."""
-    logprobs: Annotated[Whole, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS), WHOLE] | None = None
     """Each token brings its log probability, and those of so many of the likeliest."""
 
     @field_validator("prompt", mode="before")
