@@ -325,6 +325,8 @@ def refused(*arguments: str) -> str:
     ("arguments", "message"),
     [
         (["--api-key", "x"], "--api-key is for --api"),
+        (["--api-origin", "*"], "--api-origin is for --api"),
+        (["--api", "127.0.0.1:0", "--api-origin", "example.org"], "--api-origin example.org: write such as"),
         (["--api", "127.0.0.1:0", "--mode", "worker"], "--api is for a master"),
         (["--api", "127.0.0.1:0", "--chat"], "--api and --chat"),
         (["--api", "127.0.0.1:0", "-n", "5"], "--api and --sample-len"),

@@ -6,10 +6,10 @@ import hmac
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -27,9 +27,11 @@ from cake.api.answers import (
 )
 from cake.api.cluster import cluster_endpoints
 from cake.api.errors import ApiError, api_error
+from cake.api.gate import Gate
 from cake.api.handlers import EVENTS, About, Endpoint, Handler, event
 from cake.api.metrics import Metrics
 from cake.api.openapi import openapi
+from cake.api.origins import Origins
 from cake.api.page_files import page_routes
 from cake.api.requests import ChatRequest, CompletionRequest, Sampled
 from cake.api.service import Delta, Service, Task
@@ -44,10 +46,13 @@ CHAT = About("Answer a chat.", ChatCompletion, ChatChunk | LastChatChunk | Error
 SAME_CHAT = replace(CHAT, summary="The same as `/v1/chat/completions`.")
 COMPLETION = About("Go on where a prompt ends.", Completion, CompletionChunk | Completion | ErrorAnswer, DONE)
 METRICS = About("What Prometheus reads.", text="text/plain", group="Cluster")
+ANYWHERE = Origins()
 HEALTH = About("Whether the server is well.", Health, group="Cluster", needs_key=False)
 
 
-def build_app(service: Service, view: ClusterView, api_key: str | None = None) -> Starlette:
+def build_app(
+    service: Service, view: ClusterView, api_key: str | None = None, origins: Origins = ANYWHERE
+) -> Starlette:
     """All routes; with a key, who does not bring it is told only whether the server is well."""
 
     async def chat(request: Request) -> Response:
@@ -91,7 +96,11 @@ def build_app(service: Service, view: ClusterView, api_key: str | None = None) -
         Route(well.path, well.handler),
         *page_routes(described),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _no_such_route})
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(Gate, origins)],
+        exception_handlers={HTTPException: _no_such_route},
+    )
 
 
 def _guarded(handler: Handler, api_key: str | None) -> Handler:
@@ -101,8 +110,6 @@ def _guarded(handler: Handler, api_key: str | None) -> Handler:
         try:
             if api_key is not None and not _knows(request, api_key):
                 raise ApiError(401, "the API key is missing or wrong", "invalid_api_key")
-            if not _is_own(request):
-                raise ApiError(403, "pages of other origins may not ask here", "foreign_origin")
             return await handler(request)
         except ClientDisconnect:
             return Response(status_code=499)
@@ -110,12 +117,6 @@ def _guarded(handler: Handler, api_key: str | None) -> Handler:
             return api_error(error).response
 
     return guarded
-
-
-def _is_own(request: Request) -> bool:
-    """Whether no page asks, or the server's own: a browser says which page it is that makes it ask."""
-    origin = request.headers.get("Origin")
-    return origin is None or urlsplit(origin).netloc == request.headers.get("Host")
 
 
 def _knows(request: Request, api_key: str) -> bool:
