@@ -100,7 +100,7 @@ def _function_of(call: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments or "{}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CakeError(
                 f"the arguments of a call of {function['name']!r} are no JSON: {error}"
             ) from error

@@ -29,6 +29,7 @@ from cake.api.cluster import cluster_endpoints
 from cake.api.errors import ApiError, api_error
 from cake.api.gate import Gate
 from cake.api.handlers import EVENTS, About, Endpoint, Handler, event
+from cake.api.json_body import read_json
 from cake.api.metrics import Metrics
 from cake.api.openapi import openapi
 from cake.api.origins import Origins
@@ -38,7 +39,6 @@ from cake.api.service import Delta, Service, Task
 from cake.api.shapes import ChatShape, CompletionShape
 from cake.cluster_view import ClusterView
 
-MOST_BODY_BYTES = 16 << 20
 T = TypeVar("T")
 Shape = ChatShape | CompletionShape
 DONE = "[DONE]"
@@ -56,11 +56,11 @@ def build_app(
     """All routes; with a key, who does not bring it is told only whether the server is well."""
 
     async def chat(request: Request) -> Response:
-        body = ChatRequest.model_validate_json(await _body(request))
+        body = ChatRequest.model_validate_json(await read_json(request))
         return await _answered(request, service, body, await service.chat(body), ChatShape(service.model))
 
     async def complete(request: Request) -> Response:
-        body = CompletionRequest.model_validate_json(await _body(request))
+        body = CompletionRequest.model_validate_json(await read_json(request))
         shape = CompletionShape(service.model, service.text_of(body.prompt) if body.echo else "")
         return await _answered(request, service, body, service.completion(body), shape)
 
@@ -122,15 +122,6 @@ def _guarded(handler: Handler, api_key: str | None) -> Handler:
 def _knows(request: Request, api_key: str) -> bool:
     given = request.headers.get("Authorization", "")
     return hmac.compare_digest(given.encode("latin-1"), f"Bearer {api_key}".encode())
-
-
-async def _body(request: Request) -> bytes:
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MOST_BODY_BYTES:
-            raise ApiError(413, f"the request is larger than {MOST_BODY_BYTES >> 20} MiB")
-    return bytes(body)
 
 
 async def _answered(request: Request, service: Service, body: Sampled, task: Task, shape: Shape) -> Response:

@@ -22,6 +22,8 @@ def cluster_endpoints(view: ClusterView) -> list[Endpoint]:
 
     async def events(request: Request) -> Response:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        if request.method == "HEAD":  # which would otherwise wait for the end
+            return Response(media_type=EVENTS, headers=headers)
         return StreamingResponse(_events(view), media_type=EVENTS, headers=headers)
 
     return [
