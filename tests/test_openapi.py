@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from cake.api.app import build_app
+from cake.api.requests import ChatRequest, CompletionRequest
 from cake.api.service import Service
 from cake.cluster_view import ClusterView
 from cake.generator import Generator
@@ -82,6 +83,13 @@ async def test_streams_are_declared_with_the_type_of_their_events() -> None:
         done, event = content["text/event-stream"]["schema"]["properties"]["data"]["anyOf"]
         assert done == {"const": "[DONE]"}
         assert "ErrorAnswer" in str(event["contentSchema"])
+
+
+async def test_examples_are_such_as_the_server_reads() -> None:
+    paths = (await described())["paths"]
+    for path, body in (("/v1/chat/completions", ChatRequest), ("/v1/completions", CompletionRequest)):
+        content = paths[path]["post"]["requestBody"]["content"]["application/json"]
+        assert body.model_validate(content["example"]).model == MODEL
 
 
 @pytest.mark.parametrize("key", [None, "sesame"])

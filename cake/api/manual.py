@@ -83,13 +83,19 @@ def _contents(operations: Sequence[tuple[str, Json]]) -> str:
 
 def _operation(name: str, operation: Json, with_key: bool) -> str:
     body = operation.get("requestBody", {}).get("content", {}).get("application/json")
-    asked = f"<p>Body: {_kind(body['schema'])}</p>" if body else ""
+    asked = f"<p>Body: {_kind(body['schema'])}{_example(body)}</p>" if body else ""
     key = "<p>Needs no key.</p>" if with_key and operation.get("security") == [] else ""
     answers = "".join(_answer(*each) for each in operation["responses"].items())
     return (
         f'<section id="{operation["operationId"]}"><h3><code>{escape(name)}</code></h3>'
         f"<p>{_words(operation['summary'])}</p>{key}{asked}<dl>{answers}</dl></section>"
     )
+
+
+def _example(body: Json) -> str:
+    if "example" not in body:
+        return ""
+    return f", such as <code>{escape(json.dumps(body['example'], ensure_ascii=False))}</code>"
 
 
 def _answer(status: str, answer: Json) -> str:
@@ -138,7 +144,8 @@ def _kind(schema: Json) -> str:
         return _one_of(schema.get("enum") or [schema["const"]])
     kind = escape(str(schema.get("type", "anything")))
     if kind == "array":
-        kind = f"list of {_kind(schema.get('items', {}))}"
+        item = _kind(schema.get("items", {}))
+        kind = f"list of ({item})" if ", " in item else f"list of {item}"
     limits = [words.format(schema[limit]) for limit, words in LIMITS.items() if limit in schema]
     return ", ".join([kind, *limits])
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 
 from cake import __version__
@@ -113,7 +113,9 @@ def _operation(endpoint: Endpoint, about: About, path: str, types: _Types, with_
     if parameters:
         said["parameters"] = parameters
     if endpoint.body is not None:
-        content = {"application/json": {"schema": types.body(endpoint.body)}}
+        content = {
+            "application/json": {"schema": types.body(endpoint.body), **_example(endpoint.body, types)}
+        }
         said["requestBody"] = {"required": True, "content": content}
     if not about.needs_key:
         said["security"] = []
@@ -126,6 +128,12 @@ def _operation(endpoint: Endpoint, about: About, path: str, types: _Types, with_
         **{str(status): _error(status, error) for status in sorted(errors)},
     }
     return said
+
+
+def _example(body: type[BaseModel], types: _Types) -> Json:
+    """What a request may bring, where the body's fields say it."""
+    said = {name: field.examples[0] for name, field in body.model_fields.items() if field.examples}
+    return {"example": {"model": types.named["ModelName"]["enum"][0], **said}} if said else {}
 
 
 def _content(about: About, types: _Types) -> Json:
