@@ -5,24 +5,17 @@ answers against it: every limit of every field, and `CAKE_API_CASES` drawn ones 
 """
 
 import asyncio
-import json
 import os
 import re
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
+import httpx2
 import pytest
-import requests
 from conftest import CakeProcess
 from real_processes import start_workers
 from speaking_model import make_speaking_llama
-from starlette.routing import Route
-
-from cake.api.app import build_app
-from cake.api.service import Service
-from cake.cluster_view import ClusterView
-from cake.generator import Generator
-from cake.model.sampling import SamplingParams
+from unloaded import client_of, unloaded_app
 
 schemathesis = pytest.importorskip("schemathesis")  # which wants Python 3.11
 config = pytest.importorskip("schemathesis.config")
@@ -56,10 +49,12 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def described() -> Any:
     """As the server describes itself, which another test looks at."""
-    service = Service(cast("Generator", None), MODEL, SamplingParams())
-    app = build_app(service, cast("ClusterView", None), KEY)
-    (route,) = (each for each in app.routes if isinstance(each, Route) and each.path == "/openapi.json")
-    return json.loads(asyncio.run(route.endpoint(None)).body)
+
+    async def ask() -> httpx2.Response:
+        async with client_of(unloaded_app(MODEL, KEY)) as client:
+            return await client.get("/openapi.json")
+
+    return asyncio.run(ask()).json()
 
 
 # Why a request may be refused that a schema allows: what depends on two fields, on the model, or is too long.
@@ -85,4 +80,4 @@ def test_answers_are_such_as_they_are_described(case: Any, url: str) -> None:
 
 
 def test_the_server_describes_itself_like_this(url: str) -> None:
-    assert requests.get(f"{url}/openapi.json", timeout=20).json() == described()
+    assert httpx2.get(f"{url}/openapi.json", timeout=20).json() == described()

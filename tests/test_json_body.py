@@ -1,24 +1,15 @@
 """Bodies that are no JSON, are called something else, or are too large."""
 
-from typing import cast
-
-import httpx2
 import pytest
+from unloaded import client_of, unloaded_app
 
-from cake.api.app import build_app
 from cake.api.json_body import MOST_BODY_BYTES
-from cake.api.service import Service
-from cake.cluster_view import ClusterView
-from cake.generator import Generator
-from cake.model.sampling import SamplingParams
 
 READ = "model: Field required"  # the body `{}` was
 
 
 async def answer_to(body: bytes, kind: str | None = "application/json") -> tuple[int, str]:
-    app = build_app(Service(cast("Generator", None), "tiny", SamplingParams()), cast("ClusterView", None))
-    transport = httpx2.ASGITransport(app=app)
-    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+    async with client_of(unloaded_app()) as client:
         headers = {} if kind is None else {"Content-Type": kind}
         answer = await client.post("/v1/chat/completions", content=body, headers=headers)
     return answer.status_code, answer.json()["error"]["message"]

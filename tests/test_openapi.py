@@ -2,35 +2,23 @@
 
 from collections.abc import Iterator
 from html.parser import HTMLParser
-from typing import Any, cast
+from typing import Any
 
 import httpx2
 import pytest
 from jsonschema import Draft202012Validator
-from starlette.applications import Starlette
 from starlette.routing import Route
+from unloaded import client_of, unloaded_app
 
-from cake.api.app import build_app
 from cake.api.requests import ChatRequest, CompletionRequest
-from cake.api.service import Service
-from cake.cluster_view import ClusterView
-from cake.generator import Generator
-from cake.model.sampling import SamplingParams
 
 MODEL = "some <b>/model"
 NO_OPERATIONS = {"/", "/openapi.json", "/docs"}  # for people, and this itself
 WITHOUT_END = {"meta", "link", "img"}
 
 
-def app_with(api_key: str | None) -> Starlette:
-    """One that is asked for nothing which needs a generator or a view."""
-    service = Service(cast("Generator", None), MODEL, SamplingParams())
-    return build_app(service, cast("ClusterView", None), api_key)
-
-
 async def answer_to(path: str, api_key: str | None = None) -> httpx2.Response:
-    transport = httpx2.ASGITransport(app=app_with(api_key))
-    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+    async with client_of(unloaded_app(MODEL, api_key)) as client:
         return await client.get(path)
 
 
@@ -53,7 +41,7 @@ def references(node: object) -> Iterator[str]:
 
 
 async def test_every_route_for_programs_is_described() -> None:
-    routes = [route for route in app_with(None).routes if isinstance(route, Route)]
+    routes = [route for route in unloaded_app().routes if isinstance(route, Route)]
     there = {
         (route.path.replace(":path", ""), method.lower())
         for route in routes

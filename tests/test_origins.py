@@ -1,19 +1,13 @@
 """Which pages may ask, and by which names: the decision, and what browsers are told of it."""
 
 import socket
-from typing import cast
 
-import httpx2
 import pytest
+from unloaded import client_of, unloaded_app
 
-from cake.api.app import build_app
 from cake.api.origins import ANY, Names, Origins, read_origins
 from cake.api.server import listen_at, names_of
-from cake.api.service import Service
-from cake.cluster_view import ClusterView
 from cake.errors import CakeError
-from cake.generator import Generator
-from cake.model.sampling import SamplingParams
 
 OTHER = "https://chat.example.org"
 ASKED = {
@@ -100,17 +94,11 @@ def test_where_a_server_listens_decides_who_may_name_it() -> None:
         assert names_of(here, "sesame") == names_of(everywhere, "sesame") == "any"
 
 
-def client_of(origins: Origins, api_key: str | None = None) -> httpx2.AsyncClient:
-    service = Service(cast("Generator", None), "tiny", SamplingParams())
-    app = build_app(service, cast("ClusterView", None), api_key, origins)
-    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://127.0.0.1:8080")
-
-
 @pytest.mark.parametrize(
     "path", ["/", "/page/main.js", "/docs", "/openapi.json", "/health", "/v1/models", "/no"]
 )
 async def test_a_strangers_page_is_turned_away_everywhere(path: str) -> None:
-    async with client_of(Origins(names="machine")) as client:
+    async with client_of(unloaded_app(origins=Origins(names="machine"))) as client:
         for headers, status in (({"Host": "evil.example:8080"}, 421), ({"Origin": OTHER}, 403)):
             answer = await client.get(path, headers=headers)
             assert answer.status_code == status
@@ -122,7 +110,7 @@ async def test_a_strangers_page_is_turned_away_everywhere(path: str) -> None:
 
 
 async def test_a_page_is_not_asked_how_it_would_ask_unless_it_may() -> None:
-    async with client_of(Origins(), "sesame") as client:
+    async with client_of(unloaded_app(api_key="sesame")) as client:
         answer = await client.options("/v1/models", headers={"Origin": OTHER, **ASKED})
         assert answer.status_code == 403
         assert "Access-Control-Allow-Methods" not in answer.headers
@@ -130,7 +118,7 @@ async def test_a_page_is_not_asked_how_it_would_ask_unless_it_may() -> None:
 
 @pytest.mark.parametrize(("allowed", "told"), [(OTHER, OTHER), (ANY, ANY)])
 async def test_pages_that_may_ask_are_told_so_before_they_bring_a_key(allowed: str, told: str) -> None:
-    async with client_of(Origins(frozenset({allowed})), "sesame") as client:
+    async with client_of(unloaded_app("tiny", "sesame", Origins(frozenset({allowed})))) as client:
         answer = await client.options("/v1/chat/completions", headers={"Origin": OTHER, **ASKED})
         assert answer.status_code == 204
         assert answer.headers["Access-Control-Allow-Origin"] == told
@@ -147,12 +135,12 @@ async def test_pages_that_may_ask_are_told_so_before_they_bring_a_key(allowed: s
 
 @pytest.mark.parametrize("origin", ["http://[", "nonsense", "null", "http://127.0.0.1:8081", "\xff"])
 async def test_an_origin_that_makes_no_sense_is_a_foreign_one(origin: str) -> None:
-    async with client_of(Origins()) as client:
+    async with client_of(unloaded_app()) as client:
         answer = await client.get("/v1/models", headers={"Origin": origin.encode("latin-1")})
         assert answer.status_code == 403
 
 
 async def test_options_without_a_page_say_which_methods_there_are() -> None:
-    async with client_of(Origins()) as client:
+    async with client_of(unloaded_app()) as client:
         answer = await client.options("/v1/chat/completions")
         assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")

@@ -61,8 +61,9 @@ def build_app(
 
     async def complete(request: Request) -> Response:
         body = CompletionRequest.model_validate_json(await read_json(request))
+        task = service.completion(body)  # it knows which tokens there are, and so whether they are text
         shape = CompletionShape(service.model, service.text_of(body.prompt) if body.echo else "")
-        return await _answered(request, service, body, service.completion(body), shape)
+        return await _answered(request, service, body, task, shape)
 
     async def models(request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [_model(service)]})
