@@ -221,8 +221,9 @@ The text goes to stdout, everything else to stderr.
 @click.option(
     "--api",
     metavar="HOST:PORT",
-    help="Master: answer HTTP requests in the manner of OpenAI's API instead of one prompt, until Ctrl-C or "
-    "SIGTERM; 127.0.0.1:8080 for this machine alone, 0.0.0.0:8080 for others too.",
+    help="Master: answer HTTP requests in the manner of OpenAI's API, Ollama's and Anthropic's instead of "
+    "one prompt, until Ctrl-C or SIGTERM; 127.0.0.1:8080 for this machine alone, 0.0.0.0:8080 "
+    "for others too.",
 )
 @click.option(
     "--api-key",

@@ -8,6 +8,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -22,6 +23,7 @@ from cake.protocol.tensors import DTYPES
 
 DEFAULT_CONTEXT = 8192
 EXIT_S = 5.0
+AFTERWARDS_S = 1e-3
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +107,9 @@ class DeviceThread:
         # The caller's thread converts and copies a little; a second pool of threads for that would
         # only get in the way of the device's own.
         torch.set_num_threads(1)
+        self._no_autograd = torch.inference_mode()
+        self._n_handed_in = 0  # and not done
+        self._here_s = (0.0, 0.0)  # when `run_here` began and ended last
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="device", daemon=True)
         self._thread.start()
@@ -119,19 +124,51 @@ class DeviceThread:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
 
-        def call() -> None:
-            if done.cancelled():
-                return
-            try:
-                self.check()
-                settle = functools.partial(done.set_result, function(*args, **kwargs))
-            except BaseException as error:
-                settle = functools.partial(done.set_exception, error)
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(lambda: done.done() or settle())
+        def settle(how: Callable[[], object]) -> None:
+            self._n_handed_in -= 1
+            if not done.done():
+                how()
 
+        def call() -> None:
+            try:
+                if done.cancelled():
+                    raise asyncio.CancelledError
+                self.check()
+                how = functools.partial(done.set_result, function(*args, **kwargs))
+            except BaseException as error:
+                how = functools.partial(done.set_exception, error)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(settle, how)
+
+        self._n_handed_in += 1
         self._queue.put(call)
         return await done
+
+    @property
+    def may_stay_out(self) -> bool:
+        """Whether the event loop's thread may compute itself: none waits, and it needs no other threads.
+
+        Those of OpenMP belong to the thread that they compute for, and two lots get in one another's way.
+        """
+        return not self._n_handed_in and (self._threads == 1 or self.placement.device.type != "cpu")
+
+    def run_here(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call `function` in the event loop's thread, where that `may_stay_out`."""
+        self.check()
+        began_s = time.perf_counter()
+        try:
+            with self._no_autograd:
+                return function(*args, **kwargs)
+        finally:
+            self._here_s = began_s, time.perf_counter()
+
+    def came_s(self, seen_s: float) -> float:
+        """Since when that may have been there which the event loop saw at that moment.
+
+        What it saw right after it had computed came meanwhile.
+        """
+        began_s, ended_s = self._here_s
+        return began_s if ended_s <= seen_s < ended_s + AFTERWARDS_S else seen_s
 
     def check(self) -> None:
         """Called between the parts of long work; raises `StoppedError` once `close` was called."""

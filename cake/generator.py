@@ -88,10 +88,12 @@ class Generator:
         """As `generate`, when it is this request's turn, and in a session that is kept for others.
 
         With `copies` it begins with a copy of what another session holds, which others can copy too.
+        `on_progress` is told of 0 tokens when its turn has come.
         """
         self.check(prompt)
         arrived_s = time.perf_counter()
         async with self.sessions.session_for(prompt, copies) as session:
+            on_progress(0)
             pieces = self.generate(session, prompt, sampling, max_tokens, on_progress, arrived_s)
             # Its passes end before others get the session, also where somebody leaves early.
             async with contextlib.aclosing(pieces):

@@ -6,6 +6,7 @@ a prefix, continuing a chat and recovering are all this one rule. A stage that h
 `position` tokens of a session raises `SessionLostError`.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -27,6 +28,9 @@ from cake.model.llama import Block
 from cake.model.rope import RopeTable, rope_table
 from cake.protocol.messages import WireTensor
 from cake.protocol.tensors import NAMES, from_wire, to_wire
+
+FEW_TOKENS = 16
+SOON_S = 0.1  # in which the event loop need not answer anyone else
 
 
 class Span(NamedTuple):
@@ -74,11 +78,12 @@ class Computed(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """The same, for the wire."""
+    """The same for the wire, and how long it waited since it had arrived."""
 
     hidden: WireTensor
     compute_s: float
     started_s: float
+    wait_s: float
 
 
 class SpanState(Protocol):
@@ -109,8 +114,14 @@ class Stage(SpanState, Protocol):
 class WireStage(SpanState, Protocol):
     """What a worker needs of a stage that it serves."""
 
-    async def answer(self, hidden: WireTensor, segments: tuple[Segment, ...]) -> Answered:
-        """As `forward`, from the wire and back to it."""
+    def is_quick(self, n_tokens: int) -> bool:
+        """Whether a batch of so many would be answered soon if the caller's thread computed it now."""
+
+    def answer_at_once(self, hidden: WireTensor, segments: tuple[Segment, ...], arrived_s: float) -> Answered:
+        """As `forward`, from the wire and back to it, in the caller's thread."""
+
+    async def answer(self, hidden: WireTensor, segments: tuple[Segment, ...], arrived_s: float) -> Answered:
+        """The same, in the device's."""
 
 
 class LocalStage:
@@ -134,6 +145,7 @@ class LocalStage:
         self._budget = budget or CacheBudget(self._placement.device)
         self._token_bytes = bytes_per_token(config, len(blocks), self._placement.dtype)
         self._caches = self._budget.new_table(self._token_bytes)
+        self._few_took_s = math.inf  # the last time
 
     @property
     def device(self) -> str:
@@ -168,16 +180,24 @@ class LocalStage:
         """Run a batch through the span and add its tokens to their sessions' caches."""
         return await self._thread.run(self._compute, batch)
 
-    async def answer(self, hidden: WireTensor, segments: tuple[Segment, ...]) -> Answered:
-        """As `forward`, from the wire and back to it.
+    def is_quick(self, n_tokens: int) -> bool:
+        """Whether a batch of so many would be answered soon if the caller's thread computed it now."""
+        return n_tokens <= FEW_TOKENS and self._few_took_s < SOON_S and self._thread.may_stay_out
 
-        The conversions belong into the device's thread: a prompt's would hold up the event loop.
-        """
-        return await self._thread.run(self._compute_wire, hidden, segments)
+    def answer_at_once(self, hidden: WireTensor, segments: tuple[Segment, ...], arrived_s: float) -> Answered:
+        """As `forward`, from the wire and back to it, in the caller's thread."""
+        return self._thread.run_here(self._compute_wire, hidden, segments, arrived_s)
 
-    def _compute_wire(self, hidden: WireTensor, segments: tuple[Segment, ...]) -> Answered:
-        result, *times = self._compute(Batch(from_wire(hidden), segments))
-        return Answered(to_wire(result, hidden.dtype), *times)
+    async def answer(self, hidden: WireTensor, segments: tuple[Segment, ...], arrived_s: float) -> Answered:
+        """The same in the device's thread, the conversions too: a prompt's would hold up the event loop."""
+        return await self._thread.run(self._compute_wire, hidden, segments, arrived_s)
+
+    def _compute_wire(self, hidden: WireTensor, segments: tuple[Segment, ...], arrived_s: float) -> Answered:
+        result, compute_s, started_s = self._compute(Batch(from_wire(hidden), segments))
+        if len(result) <= FEW_TOKENS:
+            self._few_took_s = compute_s
+        wait_s = max(0.0, started_s - self._thread.came_s(arrived_s))
+        return Answered(to_wire(result, hidden.dtype), compute_s, started_s, wait_s)
 
     async def forget(self, sessions: Iterable[Hashable]) -> None:
         """Free the caches of these sessions, after the forwards that were asked for before."""
@@ -202,21 +222,21 @@ class LocalStage:
             hidden = self._run(batch.hidden, batch.segments, caches)
         for segment, cache in zip(batch.segments, caches, strict=True):
             cache.length = segment.position + segment.length
-        self._thread.synchronize()
         self.stats.messages += 1
         compute_s = time.perf_counter() - started
         self.stats.computed(Span(started, compute_s, n_tokens))
-        return Computed(hidden.to(batch.hidden.device, batch.hidden.dtype), compute_s, started)
+        return Computed(hidden, compute_s, started)
 
     def _run(self, hidden: Tensor, segments: Sequence[Segment], caches: Sequence[SessionCache]) -> Tensor:
         group = self._config.n_heads // self._config.n_kv_heads
         device, dtype = self._placement.device, self._placement.dtype
-        hidden = hidden.to(device, dtype)
+        came_from, hidden = hidden, hidden.to(device, dtype)
         step = Step.prepare(hidden, segments, caches, self._rope(device, dtype), group)
         for index, block in enumerate(self._layers):
             self._thread.check()
             hidden = block(hidden, index, step)
-        return hidden
+        self._thread.synchronize()
+        return hidden.to(came_from.device, came_from.dtype)
 
     def _run_fused(
         self,

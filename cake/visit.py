@@ -7,6 +7,7 @@ answered to that visit's master.
 
 import asyncio
 import contextlib
+import functools
 import logging
 import secrets
 import time
@@ -14,9 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cake.device import StoppedError
-from cake.errors import CakeError, ClusterKeyError, ProtocolError, SessionLostError
+from cake.errors import ClusterKeyError, ProtocolError
 from cake.links import Links
-from cake.model.batch import Segment
 from cake.net.admission import Admission
 from cake.net.connection import DEAD_AFTER_S, Connection, ConnectionLostError, no_memory
 from cake.net.keyed import KeyedConnection
@@ -25,28 +25,23 @@ from cake.protocol.frames import Frame
 from cake.protocol.handshake import MAX_BATCH_TOKENS, SOFTWARE, check_hello, payload_limit, span_infos
 from cake.protocol.messages import (
     VERSION,
-    Failed,
     Forget,
     Forward,
     Goodbye,
     Hello,
     Leaving,
     Link,
-    Lost,
     Memory,
     Message,
-    Result,
-    StageReport,
     Welcome,
-    WireSegment,
 )
 from cake.stage import WireStage
+from cake.work import Work
 
 log = logging.getLogger(__name__)
 
 HANDSHAKE_S = 5.0
 REFUSAL_S = 0.25  # more than a handshake takes: when one fails does not tell where
-MAX_SESSIONS = 1024  # of one master; each holds at most the context's tokens
 
 
 @dataclass(frozen=True)
@@ -97,12 +92,11 @@ class Visit:
         self.connection = connection
         self.parting_words: str | None = None
         self._admission = admission
-        self._service, self._number, self._of_masters = service, number, of_masters
+        self._service, self._of_masters = service, of_masters
         self._name = secrets.token_hex(16)
         self._links = Links(service.credentials, service.dead_after, self._say)
-        self._sessions: set[int] = set()
+        self.work = Work(number, service.stages, service.hidden_size, self._links, connection)
         self._left = False
-        self.begun = self.ended = 0  # forwards, those over links included
 
     async def run(self) -> None:
         """Serve until the peer leaves or says something wrong; a master's sessions are freed then."""
@@ -139,7 +133,7 @@ class Visit:
         self._of_masters.pop(self._name, None)
         self._links.close()
         with contextlib.suppress(StoppedError):  # a worker that ends frees everything anyway
-            await self.forget(self._sessions)
+            await self.work.forget()
 
     async def _come_in(self) -> "Visit":
         """The handshake, within its time; refusals of those who have no key all take as long."""
@@ -180,6 +174,7 @@ class Visit:
         return owner
 
     async def _serve(self, owner: "Visit") -> None:
+        self.connection.offer_first(functools.partial(_answer_at_once, owner))
         while True:
             frame = await self.connection.receive()
             message = frame.message
@@ -187,31 +182,13 @@ class Visit:
                 raise ConnectionLostError(message.reason)
             if isinstance(message, Forward):
                 if not owner.over:
-                    await owner.forward(message, frame)
+                    await owner.work.forward(message, frame)
             elif owner is not self:
                 raise ProtocolError(f"a {message.kind} message is for masters to say")
             elif isinstance(message, Forget):
-                await self.forget(self._sessions.intersection(message.sessions))
+                await self.work.forget(message.sessions)
             elif isinstance(message, Link):
                 await self._say(await self._links.open(message))
-
-    async def forward(self, message: Forward, frame: Frame) -> None:
-        """Compute, and hand the result to the next stage, or to the master."""
-        self.begun += 1
-        try:
-            await self._forward(message, frame)
-        finally:
-            self.ended += 1
-
-    async def _forward(self, message: Forward, frame: Frame) -> None:
-        answer = await self._answer(message, frame)
-        if isinstance(answer, Forward):
-            link = self._links.standing(message.route[0].link)
-            if link is not None:  # else it broke meanwhile, and the master knows
-                with contextlib.suppress(ConnectionLostError, ProtocolError):  # as its end will tell
-                    await link.send(answer)
-            return
-        await self._say(answer)
 
     async def announce_leaving(self) -> None:
         """Tell the master that this worker will stop soon."""
@@ -223,58 +200,8 @@ class Visit:
             with contextlib.suppress(ConnectionLostError):
                 await self.connection.send(answer)
 
-    async def _answer(self, message: Forward, frame: Frame) -> Message:
-        stage, segments = self._read(message)
-        sessions = self._sessions.union(wire.session for wire in message.segments)
-        if len(sessions) > MAX_SESSIONS:
-            return Failed(message.id, f"more than {MAX_SESSIONS} sessions; forget some first")
-        self._sessions = sessions
-        try:
-            hidden, compute_s, started_s = await stage.answer(message.hidden, segments)
-        except SessionLostError as error:
-            assert isinstance(error.session, tuple)
-            return Lost(message.id, error.session[1], error.held)
-        except CakeError as error:
-            return Failed(message.id, str(error))
-        except (RuntimeError, MemoryError) as error:  # torch's, out of memory among them
-            log.exception("a forward failed")
-            return Failed(message.id, " ".join(str(error).split())[:500])
-        report = StageReport(max(0.0, started_s - frame.arrived_s), compute_s, started_s, frame.n_bytes)
-        reports = (*message.stages, report)
-        if message.route:
-            first, route = message.route[0].first, message.route[1:]
-            return Forward(message.id, first, message.segments, route, reports, hidden)
-        return Result(message.id, reports, hidden)
 
-    def _read(self, message: Forward) -> tuple[WireStage, tuple[Segment, ...]]:
-        """The stage and the segments that are meant; `ProtocolError` where they make no sense."""
-        stage = self._service.stages.get(message.first)
-        if stage is None:
-            raise ProtocolError(f"no span here begins at block {message.first}")
-        if message.route and not self._links.known(message.route[0].link):
-            raise ProtocolError(f"there is no link {message.route[0].link} here")
-        segments = {wire.session: self._segment(wire) for wire in message.segments}
-        n_tokens, hidden_size = sum(s.length for s in segments.values()), self._service.hidden_size
-        if len(segments) < len(message.segments):
-            raise ProtocolError("two segments of a batch are of the same session")
-        if not 0 < n_tokens <= MAX_BATCH_TOKENS:
-            raise ProtocolError(f"a batch has 1 to {MAX_BATCH_TOKENS} tokens, not {n_tokens}")
-        if message.hidden.shape != (n_tokens, hidden_size):
-            raise ProtocolError(
-                f"hidden states of {list(message.hidden.shape)} do not fit {n_tokens} tokens of a model "
-                f"of hidden size {hidden_size}"
-            )
-        return stage, tuple(segments.values())
-
-    def _segment(self, wire: WireSegment) -> Segment:
-        if not wire.length:
-            raise ProtocolError(f"the segment of session {wire.session} is empty")
-        source = None if wire.source == wire.session else (self._number, wire.source)
-        return Segment((self._number, wire.session), wire.position, wire.length, source)
-
-    async def forget(self, sessions: set[int]) -> None:
-        """Free these of the master's sessions."""
-        keys = [(self._number, session) for session in sessions]
-        for stage in self._service.stages.values():
-            await stage.forget(keys)
-        self._sessions = self._sessions - sessions
+def _answer_at_once(owner: Visit, frame: Frame) -> bool:
+    """Whether what has just arrived needed no time, and is dealt with."""
+    message = frame.message
+    return isinstance(message, Forward) and not owner.over and owner.work.forward_at_once(message, frame)

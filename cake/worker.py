@@ -58,8 +58,8 @@ class Worker:
         await asyncio.gather(*(visit.announce_leaving() for visit in self._of_masters.values()))
         before = -1
         while self._visits:
-            begun = sum(visit.begun for visit in self._visits.values())
-            if begun == before == sum(visit.ended for visit in self._visits.values()):
+            begun = sum(visit.work.begun for visit in self._visits.values())
+            if begun == before == sum(visit.work.ended for visit in self._visits.values()):
                 return
             before = begun
             await asyncio.wait(self._visits, timeout=QUIET_S)

@@ -319,6 +319,29 @@ def processes() -> Iterator[Callable[..., CakeProcess]]:
         each.process.communicate()
 
 
+@pytest.fixture(scope="session")
+def api_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real server over two real workers and the demo model; its key is `API_KEY`."""
+    from real_processes import API_KEY, start_workers
+    from real_processes import GREEDY as GREEDY_OPTIONS
+
+    started: list[CakeProcess] = []
+
+    def start(*arguments: object) -> CakeProcess:
+        started.append(CakeProcess(*arguments))
+        return started[-1]
+
+    cluster = start_workers(start, tmp_path_factory.mktemp("api"), "0-14", "15-29")
+    options = ("--topology", cluster.topology, "--api", "127.0.0.1:0", "--api-key", API_KEY)
+    try:
+        server = start(*options, "--context", 512, *GREEDY_OPTIONS)
+        yield server.wait_for(r"(http://127\.0\.0\.1:\d+)/v1")[1]
+    finally:
+        for process in started:
+            process.process.kill()
+            process.finish()
+
+
 def run(coroutine: Any) -> Any:
     """For tests that are not coroutines themselves."""
     return asyncio.run(coroutine)

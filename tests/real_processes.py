@@ -10,6 +10,7 @@ from click.testing import Result
 from conftest import CakeProcess
 
 GREEDY = ("--temperature", "0", "--repeat-penalty", "1", "--dtype", "float32")
+API_KEY = "not a secret"
 Start = Callable[..., CakeProcess]
 Cli = Callable[..., Result]
 

@@ -14,40 +14,18 @@ import jsonschema
 import openai
 import pytest
 import torch
-from conftest import CakeProcess
-from real_processes import GREEDY, start_workers
+from real_processes import API_KEY, GREEDY
 from transformers import LlamaForCausalLM
 
 from cake.model.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.xdist_group("api")
-KEY = "not a secret"
 QUESTION = [{"role": "user", "content": "Name three colours."}]
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    started: list[CakeProcess] = []
-
-    def start(*arguments: object) -> CakeProcess:
-        started.append(CakeProcess(*arguments))
-        return started[-1]
-
-    folder = tmp_path_factory.mktemp("api")
-    cluster = start_workers(start, folder, "0-14", "15-29")
-    options = ("--topology", cluster.topology, "--api", "127.0.0.1:0", "--api-key", KEY, "--context", 512)
-    server = start(*options, *GREEDY)
-    try:
-        yield server.wait_for(r"(http://127\.0\.0\.1:\d+)/v1")[1]
-    finally:
-        for process in started:
-            process.process.kill()
-            process.finish()
-
-
 @pytest.fixture
-def client(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=60) as client:
+def client(api_url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{api_url}/v1", api_key=API_KEY, max_retries=0, timeout=60) as client:
         yield client
 
 
@@ -276,18 +254,18 @@ def test_a_bad_request_is_told_why(
         ask(client, model, **changes)
 
 
-def test_who_does_not_know_the_key_is_turned_away(url: str, model: str) -> None:
-    stranger = openai.OpenAI(base_url=f"{url}/v1", api_key="guessed", max_retries=0)
+def test_who_does_not_know_the_key_is_turned_away(api_url: str, model: str) -> None:
+    stranger = openai.OpenAI(base_url=f"{api_url}/v1", api_key="guessed", max_retries=0)
     with stranger, pytest.raises(openai.AuthenticationError):
         ask(stranger, model)
-    assert httpx2.get(f"{url}/health").json() == {"status": "ready", "model": model}
+    assert httpx2.get(f"{api_url}/health").json() == {"status": "ready", "model": model}
 
 
-def test_what_is_not_there_is_said_in_openais_shape(url: str) -> None:
-    answer = httpx2.get(f"{url}/v1/nothing")
+def test_what_is_not_there_is_said_in_openais_shape(api_url: str) -> None:
+    answer = httpx2.get(f"{api_url}/v1/nothing")
     assert answer.status_code == 404
     assert answer.json()["error"]["message"] == "there is no /v1/nothing here"
-    answer = httpx2.get(f"{url}/v1/chat/completions")
+    answer = httpx2.get(f"{api_url}/v1/chat/completions")
     assert answer.status_code == 405
 
 

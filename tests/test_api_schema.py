@@ -72,7 +72,7 @@ CONFIG = {
 schema = schemathesis.openapi.from_dict(described(), config=config.SchemathesisConfig.from_dict(CONFIG))
 
 
-@schema.parametrize()
+@schema.include(tag=["OpenAI", "Cluster"]).parametrize()
 def test_answers_are_such_as_they_are_described(case: Any, url: str) -> None:
     response = case.call_and_validate(base_url=url, excluded_checks=[checks.positive_data_acceptance])
     if response.status_code == 400 and case.meta.generation.mode.is_positive:

@@ -1,14 +1,18 @@
 """`config.json` in its many forms becomes one `ModelConfig`, or is refused by name."""
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import make_tiny_llama
+from safetensors import safe_open
 
 import cake
 from cake.errors import CheckpointError
 from cake.model.config import ModelConfig, RopeConfig, token_ids
+from cake.weights.checkpoint import Checkpoint
 
 LLAMA3 = {
     "factor": 8.0,
@@ -34,6 +38,17 @@ def config(*without: str, **changes: Any) -> ModelConfig:
     """Llama 3 8B's config with changes."""
     raw = {name: value for name, value in {**RAW, **changes}.items() if name not in without}
     return ModelConfig.from_hf(raw, "here/config.json")
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_number_of_weights_is_that_of_the_tensors(biased: bool, tied: bool, tmp_path: Path) -> None:
+    changes = {"attention_bias": biased, "mlp_bias": biased, "tie_word_embeddings": tied}
+    folder = make_tiny_llama(tmp_path, **changes)
+    with safe_open(folder / "model.safetensors", "np") as file:
+        n = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    assert Checkpoint(folder).config.n_parameters == n
+    assert config().n_parameters == 8_030_261_248, "as Llama 3 8B has"
 
 
 def test_plain_form() -> None:

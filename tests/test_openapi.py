@@ -10,10 +10,11 @@ from jsonschema import Draft202012Validator
 from starlette.routing import Route
 from unloaded import client_of, unloaded_app
 
-from cake.api.requests import ChatRequest, CompletionRequest
+from cake.api.openai.requests import ChatRequest, CompletionRequest
 
 MODEL = "some <b>/model"
 NO_OPERATIONS = {"/", "/openapi.json", "/docs"}  # for people, and this itself
+ERRORS = {"Ollama": "OllamaError", "Anthropic": "AnthropicError"}
 WITHOUT_END = {"meta", "link", "img"}
 
 
@@ -57,6 +58,7 @@ async def test_all_that_it_names_is_there_and_a_schema() -> None:
     assert set(references(document)) <= {f"#/components/schemas/{name}" for name in schemas}
     for schema in schemas.values():
         Draft202012Validator.check_schema(schema)
+    assert not [name for name in schemas if "__" in name]
     ids = [operation["operationId"] for _, _, operation in operations(document)]
     assert len(set(ids)) == len(ids)
     assert schemas["ModelName"]["enum"] == [MODEL]
@@ -88,7 +90,7 @@ async def test_a_key_is_asked_for_where_there_is_one(key: str | None) -> None:
         assert ("401" in operation["responses"]) == (key is not None and path != "/health")
 
 
-async def test_every_error_has_openais_shape_and_no_room_says_when_to_come_back() -> None:
+async def test_every_error_has_its_dialects_shape_and_no_room_says_when_to_come_back() -> None:
     for _, method, operation in operations(await described()):
         answers = operation["responses"]
         assert {"403", "421", "500"} <= answers.keys()
@@ -96,7 +98,8 @@ async def test_every_error_has_openais_shape_and_no_room_says_when_to_come_back(
         for status, answer in answers.items():
             if status != "200":
                 schema = answer["content"]["application/json"]["schema"]
-                assert schema == {"$ref": "#/components/schemas/ErrorAnswer"}
+                (group,) = operation["tags"]
+                assert schema == {"$ref": f"#/components/schemas/{ERRORS.get(group, 'ErrorAnswer')}"}
             if status == "503":
                 assert "Retry-After" in answer["headers"]
 

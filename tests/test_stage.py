@@ -1,6 +1,7 @@
 """The local stage: sessions addressed by position, batches of several, and forgetting."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch.testing import assert_close
 from cake.device import DeviceThread
 from cake.errors import CakeError, SessionLostError
 from cake.model.batch import Batch, Segment
+from cake.protocol.tensors import to_wire
 from cake.stage import LocalStage
 from cake.weights.checkpoint import Checkpoint
 
@@ -164,3 +166,18 @@ async def test_loading_tells_of_every_block(tiny_model: Path, thread: DeviceThre
     stage = LocalStage("here", SPAN, checkpoint.config, 512, thread)
     await thread.run(stage.load, checkpoint, told.append)
     assert told == [1, 2, 3]
+
+
+async def test_few_tokens_are_answered_at_once_when_few_were_quick_before(stage: LocalStage) -> None:
+    sent = to_wire(states(4))
+    assert not stage.is_quick(4), "how long that takes is not known"
+    answered = await stage.answer(sent, (Segment("asked", 0, 4),), 0.0)
+    assert stage.is_quick(16)
+    assert not stage.is_quick(17)
+    at_once = stage.answer_at_once(sent, (Segment("at once", 0, 4),), time.perf_counter())
+    assert at_once.hidden == answered.hidden
+    assert at_once.wait_s < at_once.started_s <= time.perf_counter()
+    with pytest.raises(SessionLostError):
+        stage.answer_at_once(sent, (Segment("at once", 5, 4),), 0.0)
+    await feed(stage, "at once", 4, states(1))  # and goes on in the device's thread
+    assert stage._caches["at once"].length == 5

@@ -257,7 +257,7 @@ async def test_crowds_leave_nothing_behind(tiny_model: Path, monkeypatch: pytest
 
 
 async def test_sessions_have_an_end(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cake.visit.MAX_SESSIONS", 3)
+    monkeypatch.setattr("cake.work.MAX_SESSIONS", 3)
     async with (
         serving(tiny_model, "porch", SPAN) as node,
         raw(node, HELLO) as master,

@@ -9,7 +9,7 @@ import torch
 import cake
 from cake.errors import ProtocolError
 from cake.protocol.messages import WireTensor
-from cake.protocol.tensors import DTYPES, from_wire, to_wire
+from cake.protocol.tensors import DTYPES, SMALL, from_wire, to_wire
 
 INTEGERS = {"float32": torch.int32, "bfloat16": torch.int16, "float16": torch.int16}
 # 1.0, -2.0, -0.0, the smallest denormal, inf, a quiet and a signalling NaN with payloads
@@ -63,10 +63,10 @@ def test_empty_and_unusual_shapes(dtype: str, shape: tuple[int, ...]) -> None:
 
 
 def test_sending_does_not_copy_what_lies_in_order() -> None:
-    tensor = torch.zeros(2, 2)
+    tensor = torch.zeros(2, SMALL)
     wire = to_wire(tensor)
     tensor[0, 0] = 1.0
-    assert bytes(wire.data) == bytes.fromhex("0000803f") + bytes(12)
+    assert bytes(wire.data[:8]) == bytes.fromhex("0000803f") + bytes(4)
 
 
 def test_a_tensor_that_wants_a_gradient() -> None:

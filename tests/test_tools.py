@@ -1,7 +1,6 @@
 """What a model is told of tools, and what it is held to."""
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from conftest import pipeline_over
 from drawn_answers import STOP, draw, json_odds
 from jsonschema import Draft202012Validator
+from tool_template import with_tools
 
 from cake.errors import CakeError, GrammarError
 from cake.generator import Generator
@@ -40,21 +40,6 @@ WEATHER = {
 NOW = {"type": "function", "function": {"name": "now"}}
 STRICT = {"type": "function", "function": {**WEATHER["function"], "strict": True}}  # type: ignore[dict-item]
 SCHEMAS = {"weather": WEATHER["function"]["parameters"], "now": {"maxProperties": 0}}  # type: ignore[index]
-# What Llama 3.1's template does with tools, in the demo model's marks and fewer words.
-TEMPLATE = """
-{%- if not tools is defined %}{% set tools = none %}{% endif %}
-{%- if tools is not none %}{{ '<|im_start|>system\nAnswer with {"name": ..., "parameters": ...}.\n' }}
-{%- for t in tools %}{{ t | tojson }}\n{% endfor %}{{ '<|im_end|>\n' }}{% endif %}
-{%- for message in messages %}
-{%- if 'tool_calls' in message %}
-{%- if not message.tool_calls | length == 1 %}{{ raise_exception("one call at a time") }}{% endif %}
-{%- set call = message.tool_calls[0].function %}
-{{- '<|im_start|>assistant\n{"name": "' + call.name + '", "parameters": ' }}{{ call.arguments | tojson }}
-{{- '}<|im_end|>\n' }}
-{%- elif message.role == 'tool' %}{{ '<|im_start|>ipython\n' + message.content + '<|im_end|>\n' }}
-{%- else %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] | trim + '<|im_end|>\n' }}
-{%- endif %}{% endfor %}
-{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 QUESTION = {"role": "user", "content": "What is the weather in Rome tomorrow?"}
 CALLED = {
     "role": "assistant",
@@ -73,14 +58,7 @@ RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "sunny"}
 @pytest.fixture(scope="module")
 def tooled(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model with a template that knows tools."""
-    folder = tmp_path_factory.mktemp("tooled")
-    for file in demo_model.iterdir():
-        if file.suffix == ".safetensors":
-            (folder / file.name).symlink_to(file)
-        else:
-            shutil.copy(file, folder)
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
-    return folder
+    return with_tools(demo_model, tmp_path_factory.mktemp("tooled"))
 
 
 @pytest.fixture(scope="module")

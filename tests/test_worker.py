@@ -26,6 +26,7 @@ from cake.net.listener import bind
 from cake.pipeline import expectation
 from cake.protocol.messages import (
     VERSION,
+    Alive,
     Failed,
     Forget,
     Forward,
@@ -170,7 +171,6 @@ AFTER_HELLO = {
     "a byte too many": (prefix(64, 2**19 + 1), "a payload of 524289 bytes is over the limit 524288"),
     "2049 tokens": (wire(forward((0, 0, 2049), hidden=zeros(1, 64))), "1 to 2048 tokens, not 2049"),
     "2**64 tokens": (wire(forward((0, 0, 2**64 - 1), hidden=zeros(1, 64))), "1 to 2048 tokens"),
-    "good, then noise": (wire(forward((0, 0, 1))) + b"\0", "wrong magic"),
 }
 
 
@@ -196,6 +196,15 @@ async def test_nonsense_ends_only_its_own_connection(
     (line,) = warnings(caplog)
     assert address in line
     assert reason in line
+
+
+async def test_noise_does_not_take_back_what_came_before_it(tiny_model: Path, here: LocalStage) -> None:
+    async with between_good_masters(tiny_model, here) as node, raw(node, HELLO) as master:
+        master.writer.write(wire(forward((0, 0, 1))) + b"\0")
+        *answers, last = [m for m in await master.hear_all() if not isinstance(m, Welcome | Alive)]
+        assert isinstance(last, Goodbye)
+        assert "wrong magic" in last.reason
+        assert [type(answer) for answer in answers] in ([], [Result])
 
 
 @pytest.mark.parametrize("first", [[], [HELLO]], ids=["connected", "greeted"])

@@ -1,8 +1,10 @@
 """A server whose model is not loaded, for requests that need none."""
 
+from types import SimpleNamespace
 from typing import cast
 
 import httpx2
+from conftest import TINY
 from starlette.applications import Starlette
 
 from cake.api.app import ANYWHERE, build_app
@@ -10,12 +12,15 @@ from cake.api.origins import Origins
 from cake.api.service import Service
 from cake.cluster_view import ClusterView
 from cake.generator import Generator
+from cake.model.config import ModelConfig
 from cake.model.sampling import SamplingParams
 
 
 def unloaded_app(model: str = "tiny", api_key: str | None = None, origins: Origins = ANYWHERE) -> Starlette:
     """Its application."""
-    service = Service(cast("Generator", None), model, SamplingParams())
+    config = ModelConfig.from_hf({**TINY, "architectures": ["LlamaForCausalLM"]})
+    generator = SimpleNamespace(pipeline=SimpleNamespace(config=config, context=512))
+    service = Service(cast("Generator", generator), model, SamplingParams())
     return build_app(service, cast("ClusterView", None), api_key, origins)
 
 

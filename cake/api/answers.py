@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, WithJsonSchema
 from typing_extensions import NotRequired, TypedDict
 
-from cake.api.requests import ModelName
+from cake.api.bodies import ModelName
 
 Kind = Literal["invalid_request_error", "server_error"]
 REASONS = {"type": "string", "enum": ["stop", "length", "tool_calls"]}

@@ -1,12 +1,17 @@
-"""Errors in OpenAI's shape: what a client did, what is not there, what is too much at the moment."""
+"""Errors that clients are told of: what they did, what is not there, what is too much at the moment.
+
+How each is written is the business of a dialect.
+"""
 
 import logging
 import secrets
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
-from cake.api.answers import ErrorAnswer, Kind
+from cake.api.answers import Kind
 from cake.errors import CakeError, NodeError, PromptTooLongError, ProtocolError, SessionLostError
 
 log = logging.getLogger(__name__)
@@ -22,18 +27,15 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.code, self.kind = status, code, kind
 
-    @property
-    def body(self) -> ErrorAnswer:
-        """The JSON object that says it."""
-        return {"error": {"message": str(self), "type": self.kind, "param": None, "code": self.code}}
-
-    @property
-    def response(self) -> JSONResponse:
+    def response(self, error_body: "ErrorBody") -> JSONResponse:
         """The HTTP response that says it."""
         headers = {"Retry-After": str(RETRY_AFTER_S)} if self.status == 503 else {}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return JSONResponse(self.body, self.status, headers)
+        return JSONResponse(error_body(self), self.status, headers)
+
+
+ErrorBody = Callable[[ApiError], Mapping[str, Any]]  # the JSON object that says it in a dialect
 
 
 def api_error(error: Exception) -> ApiError:

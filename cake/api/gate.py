@@ -3,21 +3,25 @@
 https://fetch.spec.whatwg.org/#http-cors-protocol
 """
 
+from collections.abc import Callable
+
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cake.api.errors import ApiError
 from cake.api.origins import ANY, Origins
 
+Refusal = Callable[[Request, ApiError], Response]  # what tells a client of it, in the client's dialect
 REMEMBER_S = 600
 
 
 class Gate:
     """An application before another one."""
 
-    def __init__(self, app: ASGIApp, origins: Origins) -> None:
-        self._app, self._origins = app, origins
+    def __init__(self, app: ASGIApp, origins: Origins, refusal: Refusal) -> None:
+        self._app, self._origins, self._refusal = app, origins, refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or let the application do so."""
@@ -36,7 +40,7 @@ class Gate:
         try:
             self._check(headers.get("Host", "").lower(), origin)
         except ApiError as error:
-            await error.response(scope, receive, send_told)
+            await self._refusal(Request(scope), error)(scope, receive, send_told)
             return
         if scope["method"] == "OPTIONS" and "Access-Control-Request-Method" in headers:
             await self._allowed(headers)(scope, receive, send_told)

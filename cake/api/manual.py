@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from cake.api.handlers import EVENTS
+from cake.api.handlers import EVENTS, LINES
 
 Json = Mapping[str, Any]
 LIMITS = {
@@ -65,9 +65,12 @@ def manual_of(described: Json) -> str:
 
 
 def _introduction(with_key: bool) -> str:
-    key = "With each request comes <code>Authorization: Bearer</code> and the API key. " if with_key else ""
+    key = (
+        "With each request comes the API key, as <code>Authorization: Bearer</code> or as "
+        "<code>x-api-key</code>. "
+    )
     return (
-        f"<p>{key}Bodies and answers are JSON. Programs read all this at "
+        f"<p>{key if with_key else ''}Bodies and answers are JSON. Programs read all this at "
         '<a href="/openapi.json">/openapi.json</a>, in OpenAPI 3.1.</p>'
     )
 
@@ -111,6 +114,8 @@ def _content(media: str, schema: Json) -> str:
     if media == EVENTS:
         *_, of_json = schema["properties"]["data"]["anyOf"]
         kind = f"events, each {_kind(of_json['contentSchema'])}"
+    if media == LINES:
+        kind = f"lines, each {kind}"
     return f"{kind} (<code>{escape(media)}</code>)"
 
 

@@ -11,13 +11,14 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 
 from cake import __version__
-from cake.api.handlers import EVENTS, About, Endpoint
-from cake.api.requests import ModelName
+from cake.api.bodies import ModelName
+from cake.api.handlers import EVENTS, LINES, About, Endpoint
 
 Json = dict[str, Any]
 PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 KEYS = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "As OpenAI's clients bring their key."},
+    "header": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "As Anthropic's do."},
 }
 ERRORS = {
     400: "The request is not understood, asks for what is not supported, or does not fit the context.",
@@ -54,17 +55,18 @@ class _Types:
         wanted: dict[tuple[Any, JsonSchemaMode], TypeAdapter[Any]] = {}
         for endpoint in endpoints:
             about = endpoint.about
-            answers = [about.answer, about.event, about.error] if about else []
+            answers = [about.answer, about.event, about.line, about.error] if about else []
             wanted |= {(t, "serialization"): TypeAdapter(t) for t in answers if t is not None}
             if endpoint.body is not None:
                 wanted[endpoint.body, "validation"] = TypeAdapter(endpoint.body)
         wanted[ModelName, "validation"] = TypeAdapter(ModelName)
-        self._by_type, schemas = TypeAdapter.json_schemas(
+        by_type, schemas = TypeAdapter.json_schemas(
             [(key, key[1], adapter) for key, adapter in wanted.items()],
             ref_template="#/components/schemas/{model}",
             schema_generator=_Schemas,
         )
-        self.named: Json = schemas["$defs"]
+        self._by_type: dict[Any, Json] = {key: _renamed(schema) for key, schema in by_type.items()}
+        self.named: Json = {_name(name): _renamed(schema) for name, schema in schemas["$defs"].items()}
 
     def body(self, wanted: Any) -> Json:
         """Of what is sent to the server."""
@@ -73,6 +75,23 @@ class _Types:
     def answer(self, wanted: Any) -> Json:
         """Of what the server sends."""
         return self._by_type[(wanted, "serialization"), "serialization"]
+
+
+def _name(name: str) -> str:
+    """Where types of several modules have one name, pydantic puts their modules before it; we the dialect."""
+    *modules, name = name.split("__")
+    dialect = modules[2] if len(modules) > 3 else "openai"
+    return name if dialect == "openai" else f"{dialect.title()}{name}"
+
+
+def _renamed(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_renamed(each) for each in node]
+    if not isinstance(node, dict):
+        return node
+    if isinstance(node.get("$ref"), str):
+        return {**node, **_ref(_name(node["$ref"].rpartition("/")[2]))}
+    return {key: _renamed(value) for key, value in node.items()}
 
 
 def openapi(endpoints: Sequence[Endpoint], model: str, with_key: bool) -> Json:
@@ -122,7 +141,7 @@ def _operation(endpoint: Endpoint, about: About, path: str, types: _Types, with_
     errors = {*OF_ALL, *about.errors, *(OF_BODIES if endpoint.body is not None else ())}
     if with_key and about.needs_key:
         errors.add(401)
-    error = {"application/json": {"schema": types.answer(about.error)}}
+    error = types.answer(about.error)
     said["responses"] = {
         "200": {"description": "The answer.", "content": _content(about, types)},
         **{str(status): _error(status, error) for status in sorted(errors)},
@@ -142,6 +161,8 @@ def _content(about: About, types: _Types) -> Json:
         content["application/json"] = {"schema": types.answer(about.answer)}
     if about.event is not None:
         content[EVENTS] = {"schema": _event(types.answer(about.event), about.last_event)}
+    if about.line is not None:
+        content[LINES] = {"schema": types.answer(about.line)}
     if about.text is not None:
         content[about.text] = {"schema": {"type": "string"}}
     return content
@@ -158,8 +179,9 @@ def _event(data: Json, last: str | None) -> Json:
     }
 
 
-def _error(status: int, content: Json) -> Json:
+def _error(status: int, schema: Json) -> Json:
     headers = {"headers": HEADERS[status]} if status in HEADERS else {}
+    content = {"application/json": {"schema": schema}}
     return {"description": ERRORS[status], **headers, "content": content}
 
 

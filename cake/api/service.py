@@ -7,95 +7,25 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-from cake.api.answers import Usage
 from cake.api.errors import ApiError
-from cake.api.requests import ChatRequest, CompletionRequest, ResponseFormat, Sampled
 from cake.api.stops import StopFinder
+from cake.api.task import Asked, Delta, ScoredToken, Task, TokenScore
 from cake.errors import CakeError
 from cake.generator import Generator
 from cake.job import nobody
+from cake.model.config import ModelConfig
 from cake.model.grammar import Grammar
 from cake.model.sampling import SamplingParams, Score, Scores
 from cake.tasks import merged
 from cake.tool_calls import Call, CallReader
-from cake.tools import Offer, read_offer, template_messages
+from cake.tools import Offer, template_messages
 
 MOST_REQUESTS = 256  # at once, those that wait among them
-
-
-class TokenScore(NamedTuple):
-    """A token of the vocabulary, the bytes that it stands for, and its log probability."""
-
-    token: bytes
-    logprob: float
-
-
-class ScoredToken(NamedTuple):
-    """A token of an answer, and those that were likeliest in its place, best first."""
-
-    chosen: TokenScore
-    likeliest: tuple[TokenScore, ...]
-
-
-@dataclass(frozen=True)
-class Delta:
-    """What a token added to an answer: text, calls of tools, and its own score where that is wanted."""
-
-    text: str = ""
-    calls: tuple[Call, ...] = ()
-    scored: ScoredToken | None = None
-
-    def __bool__(self) -> bool:
-        return bool(self.text or self.calls or self.scored)
-
-
-@dataclass
-class Choice:
-    """One of the answers to a request, so far."""
-
-    n_tokens: int = 0
-    finish_reason: str | None = None
-
-
-@dataclass
-class Task:
-    """A request that was understood, and what came of it so far."""
-
-    prompt: list[int]
-    sampling: SamplingParams
-    stops: list[str]
-    max_tokens: int
-    offer: Offer | None = None
-    n: int = 1  # answers
-    prompt_run: int = 0  # tokens of the prompt that no session held
-    choices: list[Choice] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.choices = [Choice() for _ in range(self.n)]
-
-    @property
-    def n_tokens(self) -> int:
-        """Of all answers."""
-        return sum(choice.n_tokens for choice in self.choices)
-
-    def count(self, n_tokens: int) -> None:
-        """So many tokens of the prompt were run."""
-        self.prompt_run += n_tokens
-
-    @property
-    def usage(self) -> Usage:
-        """Tokens, as OpenAI counts them."""
-        n_prompt = len(self.prompt)
-        return {
-            "prompt_tokens": n_prompt,
-            "completion_tokens": self.n_tokens,
-            "total_tokens": n_prompt + self.n_tokens,
-            "prompt_tokens_details": {"cached_tokens": max(0, n_prompt - self.prompt_run)},
-        }
+NO_TOOLS = Offer([])
+Messages = Sequence[Mapping[str, Any]]  # in OpenAI's shape, which is that of chat templates
 
 
 class Service:
@@ -105,6 +35,26 @@ class Service:
         self.model, self.started = model, int(time.time())
         self._generator, self._defaults = generator, defaults
         self._n_requests = 0
+
+    @property
+    def knows_chats(self) -> bool:
+        """Whether the model answers messages."""
+        return self._generator.tokenizer.has_chat_template
+
+    @property
+    def knows_tools(self) -> bool:
+        """Whether the model was told how to call tools."""
+        return self._generator.tokenizer.knows_tools
+
+    @property
+    def context(self) -> int:
+        """How many tokens a prompt and its answer may have together."""
+        return self._generator.pipeline.context
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's shape."""
+        return self._generator.pipeline.config
 
     @contextlib.contextmanager
     def room(self) -> Iterator[None]:
@@ -119,27 +69,26 @@ class Service:
         finally:
             self._n_requests -= 1
 
-    async def chat(self, request: ChatRequest) -> Task:
+    async def chat(self, asked: Asked, messages: Messages, offer: Offer = NO_TOOLS) -> Task:
         """The task of a chat. Raises `CakeError` where it cannot be done."""
-        self.check_model(request.model)
-        tokenizer = self._generator.tokenizer
-        if not tokenizer.has_chat_template:
-            raise CakeError(f"{self.model} has no chat template; use /v1/completions")
-        offer = read_offer(request.tools or (), request.tool_choice)
-        messages = template_messages([message.for_template for message in request.messages])
-        prompt = tokenizer.encode_chat(messages, offer.for_template)
-        grammar = await self._grammar(request.response_format, offer)
-        limit = request.max_completion_tokens or request.max_tokens
-        return self._task(request, prompt, limit, grammar, offer if offer.tools else None)
+        if offer.tools and asked.schema is not None:
+            raise CakeError("tools and a format of the answer do not go together; choose one")
+        prompt = self.chat_prompt(messages, offer)
+        grammar = await self._grammar(asked.schema, offer)
+        return self._task(asked, prompt, grammar, offer if offer.tools else None)
 
-    def completion(self, request: CompletionRequest) -> Task:
+    def chat_prompt(self, messages: Messages, offer: Offer = NO_TOOLS) -> list[int]:
+        """The tokens of a chat, up to where the answer begins. Raises `CakeError` where it has none."""
+        if not self.knows_chats:
+            raise CakeError(f"{self.model} has no chat template; use /v1/completions")
+        return self._generator.tokenizer.encode_chat(template_messages(messages), offer.for_template)
+
+    async def completion(self, asked: Asked, prompt: str | list[int]) -> Task:
         """The task of a completion. Raises `CakeError` where it cannot be done."""
-        self.check_model(request.model)
-        prompt = request.prompt
         if isinstance(prompt, str):
             prompt = self._generator.tokenizer.encode(prompt)
         self._check_tokens("prompt", prompt)
-        return self._task(request, prompt, request.max_tokens or 16)
+        return self._task(asked, prompt, await self._grammar(asked.schema, NO_TOOLS))
 
     def text_of(self, prompt: str | Sequence[int]) -> str:
         """A completion's prompt as text."""
@@ -172,10 +121,11 @@ class Service:
         pieces = self._generator.answer(task.prompt, sampling, task.max_tokens, count, copies=task.n > 1)
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
-                choice.n_tokens += 1
+                choice.add_token()
                 text = stops.feed(piece.text)
                 if stops.found or piece.finish_reason:
                     choice.finish_reason = "stop" if stops.found else piece.finish_reason
+                    choice.stop = stops.found
                     text += stops.finish()
                 read: list[str | Call] = [text]
                 if reader:
@@ -200,23 +150,19 @@ class Service:
         return ScoredToken(named(scores.chosen), tuple(map(named, scores.likeliest)))
 
     def _task(
-        self,
-        request: Sampled,
-        prompt: list[int],
-        limit: int | None,
-        grammar: Grammar | None = None,
-        offer: Offer | None = None,
+        self, asked: Asked, prompt: list[int], grammar: Grammar | None, offer: Offer | None = None
     ) -> Task:
         chosen: dict[str, Any] = {
-            "temperature": request.temperature,
-            "top_p": request.top_p,
-            "top_k": request.top_k,
-            "repeat_penalty": request.repetition_penalty,
-            "seed": request.seed,
-            "presence_penalty": request.presence_penalty,
-            "frequency_penalty": request.frequency_penalty,
-            "bias": self._bias(request),
-            "scored": request.n_scored,
+            "temperature": asked.temperature,
+            "top_p": asked.top_p,
+            "top_k": asked.top_k,
+            "seed": asked.seed,
+            "repeat_penalty": asked.repeat_penalty,
+            "repeat_last_n": asked.repeat_last_n,
+            "presence_penalty": asked.presence_penalty,
+            "frequency_penalty": asked.frequency_penalty,
+            "bias": self._bias(asked.logit_bias),
+            "scored": asked.n_scored,
         }
         sampling = dataclasses.replace(
             self._defaults,
@@ -224,36 +170,27 @@ class Service:
             **{key: value for key, value in chosen.items() if value is not None},
         )
         self._generator.check(prompt)
-        most = self._generator.pipeline.context - len(prompt)
-        return Task(prompt, sampling, request.stops, min(limit or most, most), offer, request.n or 1)
+        most = self.context - len(prompt)
+        return Task(prompt, sampling, asked.stops, min(asked.max_tokens or most, most), offer, asked.n)
 
-    def _bias(self, request: Sampled) -> tuple[tuple[int, float], ...] | None:
-        if request.logit_bias is None:
+    def _bias(self, bias: Mapping[int, float] | None) -> tuple[tuple[int, float], ...] | None:
+        if bias is None:
             return None
-        self._check_tokens("logit_bias", request.logit_bias)
-        return tuple(request.logit_bias.items())
+        self._check_tokens("logit_bias", bias)
+        return tuple(bias.items())
 
     def _check_tokens(self, field: str, tokens: Iterable[int]) -> None:
-        size = self._generator.pipeline.config.vocab_size
+        size = self.config.vocab_size
         unknown = next((token for token in tokens if token >= size), None)
         if unknown is not None:
             raise CakeError(f"{field} names the token {unknown}, but the model has only {size}")
 
-    async def _grammar(self, wanted: ResponseFormat | None, offer: Offer) -> Grammar | None:
+    async def _grammar(self, schema: Mapping[str, Any] | None, offer: Offer) -> Grammar | None:
         """What the answer is held to; reading it may take seconds, so another thread does."""
 
         def read() -> Grammar | None:
             if offer.grammar is not None:
                 return self._generator.grammars.lark(offer.grammar)
-            if wanted is None or wanted.type == "text":
-                return None
-            if wanted.type == "json_object":
-                return self._generator.grammars.json_object()
-            assert wanted.json_schema is not None
-            return self._generator.grammars.json_schema(wanted.json_schema.schema_)
+            return None if schema is None else self._generator.grammars.json_schema(schema)
 
-        if wanted is not None and wanted.type == "json_schema" and wanted.json_schema is None:
-            raise CakeError("response_format of type json_schema needs a json_schema")
-        if offer.tools and wanted is not None and wanted.type != "text":
-            raise CakeError("tools and response_format do not go together; choose one")
         return await asyncio.to_thread(read)

@@ -8,17 +8,17 @@ class StopFinder:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops, self._held = stops, ""
-        self.found = False
+        self.found: str | None = None  # the one that came
 
     def feed(self, text: str) -> str:
         """The text that is certain now; of what comes once one was found, nothing."""
         if self.found:
             return ""
         self._held += text
-        ends = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        ends = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if ends:
-            self.found = True
-            return self._held[: min(ends)]
+            end, self.found = min(ends)
+            return self._held[:end]
         held_back = max((_beginning(self._held, stop) for stop in self._stops), default=0)
         certain, self._held = (
             self._held[: len(self._held) - held_back],

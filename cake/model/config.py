@@ -59,6 +59,16 @@ class ModelConfig:
         text = json.dumps(fields, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
+    @property
+    def n_parameters(self) -> int:
+        """Weights of the whole model."""
+        wide, inner, hidden = self.n_heads * self.head_dim, self.intermediate_size, self.hidden_size
+        kv = self.n_kv_heads * self.head_dim
+        block = 2 * hidden * (wide + kv) + 3 * hidden * inner + 2 * hidden
+        block += self.attention_bias * (wide + 2 * kv + hidden) + self.mlp_bias * (2 * inner + hidden)
+        ends = (1 if self.tied_head else 2) * self.vocab_size * hidden + hidden
+        return self.n_blocks * block + ends
+
     @classmethod
     def from_hf(cls, raw: Mapping[str, Any], where: str = "config.json") -> "ModelConfig":
         """Read the contents of a Hugging Face `config.json`.

@@ -47,6 +47,7 @@ class Connection(asyncio.BufferedProtocol):
         self._peer: Role = "worker" if role == "master" else "master"
         self._on_open = on_open
         self._on_frame: Callable[[Frame], None] | None = None
+        self._offer: Callable[[Frame], bool] | None = None
         self._on_end: Callable[[Exception], None] | None = None
         self._conversation = Conversation()
         self._frames = FrameReader(HANDSHAKE_LIMITS)
@@ -78,14 +79,13 @@ class Connection(asyncio.BufferedProtocol):
         A frozen process or a pulled cable sends no reset; a peer that computes goes on speaking, and
         hears of this side's `memory`.
         """
-        self._heard = self._beat_at = asyncio.get_running_loop().time()
+        self._heard = self._beat_at = time.perf_counter()
         self._beat(dead_after, memory)
 
     def _beat(self, dead_after: float, memory: Callable[[], Memory]) -> None:
         if self.over or self._transport.is_closing():
             return
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = time.perf_counter()
         if not self._reading or now - self._beat_at > ALIVE_EVERY_S:  # it was this side that did not listen
             self._heard = now
         if now - self._heard > dead_after:
@@ -96,7 +96,7 @@ class Connection(asyncio.BufferedProtocol):
         self._conversation.said(self._role, alive)
         self._write(alive)
         self._beat_at = now + ALIVE_EVERY_S
-        loop.call_at(self._beat_at, self._beat, dead_after, memory)
+        asyncio.get_running_loop().call_later(ALIVE_EVERY_S, self._beat, dead_after, memory)
 
     @property
     def over(self) -> bool:
@@ -114,6 +114,16 @@ class Connection(asyncio.BufferedProtocol):
             if self._transport.is_closing():
                 raise self._lost()
         return n_bytes
+
+    def post(self, message: Message) -> None:
+        """Send without waiting, which is for when the connection is `free`."""
+        self._conversation.said(self._role, message)
+        self._write(message)
+
+    @property
+    def free(self) -> bool:
+        """Whether the peer is there, and little is unsent."""
+        return not (self.over or self._writable is not None or self._transport.is_closing())
 
     def _write(self, message: Message) -> int:
         """Send without waiting; the bytes that it took."""
@@ -157,6 +167,10 @@ class Connection(asyncio.BufferedProtocol):
             on_frame(self._inbox.popleft())
         if self._error is not None:
             on_end(self._error)
+
+    def offer_first(self, take: Callable[[Frame], bool]) -> None:
+        """From now on `take` may have a message as it arrives, when none waits: then it says True."""
+        self._offer = take
 
     async def close(self, reason: str | None = None) -> None:
         """Say goodbye where a reason is given and the peer still listens; then close."""
@@ -219,7 +233,7 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, n_bytes: int) -> None:
         """Bytes have arrived."""
         self.bytes_received += n_bytes
-        self._heard = asyncio.get_running_loop().time()
+        self._heard = time.perf_counter()
         if self._error is not None:
             return
         try:
@@ -234,15 +248,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def _take(self, data: memoryview) -> None:
         """Bytes of frames."""
-        for frame in self._frames.feed(data):
+        for frame in self._frames.feed(data, self._heard):
             self._conversation.said(self._peer, frame.message)
             if isinstance(frame.message, Alive):
                 self.peer_memory = Memory(frame.message.memory_used, frame.message.memory_total)
                 continue
-            frame = frame._replace(arrived_s=time.perf_counter())
             if self._on_frame is not None:
                 self._on_frame(frame)
-            else:
+            elif self._inbox or self._offer is None or not self._offer(frame):
                 self._inbox.append(frame)
 
     def eof_received(self) -> bool:

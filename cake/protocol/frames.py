@@ -57,10 +57,10 @@ class FrameReader:
         self._buffer = bytearray()
         self._start = 0  # of the first frame that was not given out yet
 
-    def feed(self, data: Buffer) -> Iterator[Frame]:
+    def feed(self, data: Buffer, arrived_s: float = 0.0) -> Iterator[Frame]:
         """Add bytes; yield the messages that are complete. Limits may change between messages."""
         self._buffer += data
-        while (frame := self._next()) is not None:
+        while (frame := self._next(arrived_s)) is not None:
             yield frame
         del self._buffer[: self._start]
         self._start = 0
@@ -70,7 +70,7 @@ class FrameReader:
         """Whether a frame has begun and not ended."""
         return bool(self._buffer)
 
-    def _next(self) -> Frame | None:
+    def _next(self, arrived_s: float) -> Frame | None:
         if len(self._buffer) - self._start < PREFIX.size:
             if not MAGIC.startswith(self._buffer[self._start : self._start + len(MAGIC)]):
                 raise _wrong_magic()
@@ -88,7 +88,7 @@ class FrameReader:
             return None
         n_bytes = end - self._start
         header = self._buffer[header_start:header_end]
-        return Frame(unpack(header, self._take(header_end, end)), n_bytes)
+        return Frame(unpack(header, self._take(header_end, end)), n_bytes, arrived_s)
 
     def _check(self, header: int, payload: int) -> None:
         if header > self.limits.header:

@@ -1,4 +1,4 @@
-"""Answers in OpenAI's shapes: whole, and as a stream of chunks. Knows nothing of HTTP."""
+"""Answers and errors in OpenAI's shapes: whole, and as a stream of chunks. Knows nothing of HTTP."""
 
 import secrets
 import time
@@ -17,12 +17,15 @@ from cake.api.answers import (
     CompletionChoice,
     CompletionChunk,
     CompletionLogprobs,
+    ErrorAnswer,
     LastChatChunk,
     Likely,
     Said,
     ToolCall,
+    Usage,
 )
-from cake.api.service import Delta, ScoredToken, Task, TokenScore
+from cake.api.errors import ApiError
+from cake.api.task import Delta, ScoredToken, Task, TokenScore
 from cake.tool_calls import Call
 
 
@@ -48,7 +51,7 @@ class ChatShape:
             }
             for i, (choice, parts) in enumerate(zip(task.choices, answers, strict=True))
         ]
-        return {**self._common, "object": "chat.completion", "choices": choices, "usage": task.usage}
+        return {**self._common, "object": "chat.completion", "choices": choices, "usage": _usage(task)}
 
     def first(self, number: int) -> ChatChunk:
         """The chunk that says who speaks."""
@@ -69,7 +72,7 @@ class ChatShape:
 
     def usage(self, task: Task) -> LastChatChunk:
         """How many tokens it were."""
-        return {**self._common, "object": "chat.completion.chunk", "choices": [], "usage": task.usage}
+        return {**self._common, "object": "chat.completion.chunk", "choices": [], "usage": _usage(task)}
 
     def _chunk(
         self, number: int, delta: ChatDelta, reason: str | None = None, logprobs: ChatLogprobs | None = None
@@ -101,7 +104,7 @@ class CompletionShape:
             self._choice(i, self._echoed + _text(parts), choice.finish_reason, self._logprobs(i, parts))
             for i, (choice, parts) in enumerate(zip(task.choices, answers, strict=True))
         ]
-        return {**self._common, "object": "text_completion", "choices": choices, "usage": task.usage}
+        return {**self._common, "object": "text_completion", "choices": choices, "usage": _usage(task)}
 
     def first(self, number: int) -> CompletionChunk:
         """The chunk that repeats the prompt, where that was asked for."""
@@ -117,7 +120,7 @@ class CompletionShape:
 
     def usage(self, task: Task) -> Completion:
         """How many tokens it were."""
-        return {**self._common, "object": "text_completion", "choices": [], "usage": task.usage}
+        return {**self._common, "object": "text_completion", "choices": [], "usage": _usage(task)}
 
     def _chunk(self, choice: CompletionChoice) -> CompletionChunk:
         return {**self._common, "object": "text_completion", "choices": [choice]}
@@ -144,6 +147,21 @@ class CompletionShape:
             "top_logprobs": [{_readable(t.token): t.logprob for t in each.likeliest} for each in scored],
             "text_offset": offsets,
         }
+
+
+def error_body(error: ApiError) -> ErrorAnswer:
+    """The JSON object that tells of an error."""
+    return {"error": {"message": str(error), "type": error.kind, "param": None, "code": error.code}}
+
+
+def _usage(task: Task) -> Usage:
+    n_prompt = len(task.prompt)
+    return {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": task.n_tokens,
+        "total_tokens": n_prompt + task.n_tokens,
+        "prompt_tokens_details": {"cached_tokens": task.n_cached},
+    }
 
 
 def _text(parts: Iterable[Delta]) -> str:

@@ -3,40 +3,19 @@
 Knows nothing of HTTP, and of models nothing.
 """
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
-from typing_extensions import TypeAliasType
+from pydantic import ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
-from cake.tools import NAME
+from cake.api.bodies import ANY_OBJECT, WHOLE, Bias, Body, Finite, Index, ModelName, Natural, Penalty
+from cake.api.task import Asked
+from cake.tools import NAME, Offer, read_offer
 
 MOST_STOPS = 4
 MOST_CHOICES = 16
 MOST_LOGPROBS = 20
-
-
-def _whole(number: object) -> object:
-    """JSON has one kind of numbers, so that 2.0 is an integer too."""
-    return int(number) if isinstance(number, float) and number.is_integer() else number
-
-
-ModelName = TypeAliasType("ModelName", str)  # by name, as only a server knows which there are
-WHOLE = BeforeValidator(_whole)
-Natural = Annotated[int, Field(ge=1), WHOLE]
-Index = Annotated[int, Field(ge=0), WHOLE]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Penalty = Annotated[Finite, Field(ge=-2, le=2)]
-Bias = Annotated[Finite, Field(ge=-100, le=100)]
 Biases = Annotated[
     Mapping[Annotated[int, Field(ge=0)], Bias],
     WithJsonSchema(
@@ -94,20 +73,20 @@ Prompt = str | Annotated[list[Index], Field(min_length=1)]
 QUESTION = [{"role": "user", "content": "Hello!"}]
 
 
-class Body(BaseModel):
-    """What is not named here is refused, so that nothing a client asks for is ignored in silence."""
+class Exact(Body):
+    """A number is no text that says one, and neither is whether something is so."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(strict=True)
 
 
-class StreamOptions(Body):
+class StreamOptions(Exact):
     """Of a streamed answer."""
 
     include_usage: bool = False
     """Whether a last event counts the tokens."""
 
 
-class Sampled(Body):
+class Sampled(Exact):
     """What requests of both kinds can ask for."""
 
     model: ModelName
@@ -142,14 +121,21 @@ class Sampled(Body):
     """Token ids, and how much likelier they are made; 100 makes one certain, -100 impossible."""
 
     @property
-    def stops(self) -> list[str]:
-        """The texts at which the answer ends."""
-        return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
-
-    @property
-    @abstractmethod
-    def n_scored(self) -> int | None:
-        """Of how many tokens beside each chosen one the log probability is wanted; none, if of no token."""
+    def asked(self) -> Asked:
+        """As every dialect says it."""
+        return Asked(
+            max_tokens=self.max_tokens,
+            stops=[self.stop] if isinstance(self.stop, str) else self.stop or (),
+            n=self.n or 1,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            seed=self.seed,
+            repeat_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=self.logit_bias,
+        )
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -160,14 +146,14 @@ class Sampled(Body):
         return stop
 
 
-class TextPart(Body):
+class TextPart(Exact):
     """A part of a message; pictures and sound are refused."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(Body):
+class Message(Exact):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -195,7 +181,7 @@ class Message(Body):
         return told | {key: value for key, value in given.items() if value}
 
 
-class Schema(Body):
+class Schema(Exact):
     """A JSON schema that the answer keeps to."""
 
     name: str
@@ -207,11 +193,24 @@ class Schema(Body):
     """It is kept to in any case."""
 
 
-class ResponseFormat(Body):
+class ResponseFormat(Exact):
     """What the answer is to be."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: Schema | None = None
+
+    @model_validator(mode="after")
+    def _with_a_schema(self) -> "ResponseFormat":
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError("the type json_schema needs a json_schema")
+        return self
+
+    @property
+    def wanted(self) -> Mapping[str, Any] | None:
+        """The schema, if JSON is wanted."""
+        if self.json_schema is not None and self.type == "json_schema":
+            return self.json_schema.schema_
+        return ANY_OBJECT if self.type == "json_object" else None
 
 
 class ChatRequest(Sampled):
@@ -235,15 +234,23 @@ class ChatRequest(Sampled):
     """With `logprobs`: those of so many of the likeliest tokens too."""
 
     @model_validator(mode="after")
-    def _of_something(self) -> "ChatRequest":
+    def _scores_all_or_none(self) -> "ChatRequest":
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs")
         return self
 
     @property
-    def n_scored(self) -> int | None:
-        """As `logprobs` and `top_logprobs` say together."""
-        return (self.top_logprobs or 0) if self.logprobs else None
+    def asked(self) -> Asked:
+        """As every dialect says it."""
+        n_scored = (self.top_logprobs or 0) if self.logprobs else None
+        limit = self.max_completion_tokens or self.max_tokens
+        wanted = self.response_format.wanted if self.response_format else None
+        return replace(super().asked, max_tokens=limit, n_scored=n_scored, schema=wanted)
+
+    @property
+    def offer(self) -> Offer:
+        """The tools. Raises `CakeError` where they are not understood."""
+        return read_offer(self.tools or (), self.tool_choice)
 
 
 class CompletionRequest(Sampled):
@@ -272,6 +279,6 @@ class CompletionRequest(Sampled):
         return self
 
     @property
-    def n_scored(self) -> int | None:
-        """As `logprobs` says."""
-        return self.logprobs
+    def asked(self) -> Asked:
+        """As every dialect says it."""
+        return replace(super().asked, max_tokens=self.max_tokens or 16, n_scored=self.logprobs)

@@ -1,0 +1,1 @@
+"""The dialect of OpenAI's API: chat completions, plain completions, models."""
