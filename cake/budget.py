@@ -14,7 +14,7 @@ from collections.abc import Collection, Hashable, Iterable
 
 import torch
 
-from cake.errors import CakeError, SessionLostError
+from cake.errors import CakeError, SessionLostError, SetupError
 from cake.memory import device_memory_bytes
 from cake.model.cache import SessionCache, longest_within
 from cake.text import human_bytes
@@ -74,9 +74,9 @@ class CacheBudget:
         return min(wanted, self.longest)
 
     def check(self, n_tokens: int) -> None:
-        """Raise `CakeError` where so many tokens of one session can never be held."""
+        """Raise `SetupError` where so many tokens of one session can never be held."""
         if n_tokens > self.longest:
-            raise CakeError(f"{self._words}, and the session has {n_tokens}; raise --cache-memory there")
+            raise SetupError(f"{self._words}, and the session has {n_tokens}; raise --cache-memory there")
 
     @property
     def _words(self) -> str:

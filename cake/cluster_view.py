@@ -19,7 +19,7 @@ from cake.protocol.messages import Memory
 from cake.protocol.tensors import NAMES
 from cake.remote import RemoteStage
 from cake.routes import AnyStage
-from cake.snapshot import MemoryShown, NodeShown, Rates, Snapshot, StageShown, Standing, State
+from cake.snapshot import Condition, MemoryShown, NodeShown, Rates, Snapshot, StageShown, Standing, State
 from cake.stage import StageStats
 from cake.tasks import end
 from cake.topology import MASTER, Node
@@ -87,6 +87,16 @@ class ClusterView:
             "sessions": self._generator.pipeline.n_sessions,
             "replays": self.figures.replays,
         }
+
+    @property
+    def condition(self) -> Condition:
+        """Whether requests can be answered; "degraded" where a node is lost, but others serve its blocks."""
+        pipeline = self._generator.pipeline
+        if not self._open:
+            return "leaving"
+        if not pipeline.complete:
+            return "unready"
+        return "degraded" if pipeline.crew.absent else "ready"
 
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:

@@ -25,6 +25,10 @@ class GrammarError(CakeError):
     """A schema or grammar that no answer can be held to."""
 
 
+class SetupError(CakeError):
+    """Only whoever runs the machines can mend it, whatever is asked of them."""
+
+
 class NodeError(CakeError):
     """A worker cannot be reached, or is not the worker that the topology promises."""
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from cake.errors import CakeError, PromptTooLongError
+from cake.errors import CakeError, PromptTooLongError, SetupError
 from cake.figures import Figures
 from cake.job import OnProgress, nobody, nothing
 from cake.model.grammar import Grammars
@@ -179,7 +179,7 @@ def check_prompt(prompt: Sequence[int], context: int, vocab_size: int) -> None:
     if not prompt:
         raise CakeError("the prompt is empty; say something with --prompt")
     if max(prompt) >= vocab_size:
-        raise CakeError(
+        raise SetupError(
             f"the tokenizer made the token {max(prompt)}, but the model knows only {vocab_size}; "
             "do its files belong together?"
         )

@@ -82,6 +82,11 @@ class Pipeline:
         return self._routes.crew
 
     @property
+    def complete(self) -> bool:
+        """Whether every block is served at this moment."""
+        return self._routes.complete
+
+    @property
     def n_stages(self) -> int:
         """Devices that can compute at the same time."""
         return self._routes.n_nodes

@@ -132,6 +132,11 @@ class Routes:
         return max(1, len(self.crew.workers) + bool(self._own or self._adopted))
 
     @property
+    def complete(self) -> bool:
+        """Whether every block is served at this moment."""
+        return not self._missing()
+
+    @property
     def network_s(self) -> float:
         """Seconds that a small batch spends on the network along the slowest route, as measured lately."""
         return max((route.network_s for route in self._built.values() if route.alive), default=0.0)

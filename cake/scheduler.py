@@ -14,7 +14,7 @@ Knows nothing of text, and of sampling only as a function that it calls.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from torch import Tensor
@@ -142,14 +142,30 @@ class Scheduler:
             asyncio.get_running_loop().call_soon(self._pump)
 
     def _pump(self) -> None:
-        self._pumping = False
+        self._pumping, queued = False, (*self._few, *self._prompts)
+        try:
+            self._send_batches()
+        except Exception as error:  # a mistake of our own: nobody shall wait for what is never sent
+            self._give_up((*queued, *self._turns.jobs), error)
+
+    def _give_up(self, jobs: Iterable[Job], error: Exception) -> None:
+        """They end with this error, and those that come later can be run."""
+        self._few.clear()
+        self._prompts.clear()
+        for job in jobs:
+            job.fail_next()
+            if not job.done.done():
+                job.done.set_exception(error)
+
+    def _send_batches(self) -> None:
         # Who sends a job after another knows that the stages have time for it: it needs no room.
         while (room := self._has_room()) or (self._few and self._few[0].follows):
             few = self._take_few()
-            self._away += len(few)
-            parts = few + (self._take_prompt(sum(part.length for part in few)) if room else [])
+            beside = self._generating + len(few)
+            parts = few + (self._take_prompt(sum(part.length for part in few), beside) if room else [])
             if not parts:
                 return
+            self._away += len(few)
             task = asyncio.create_task(self._travel(parts, len(few)))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -182,8 +198,8 @@ class Scheduler:
                 room -= part.length
         return parts
 
-    def _take_prompt(self, taken: int) -> list[Part]:
-        """A chunk of the prompts, in order of arrival; a small one while others generate.
+    def _take_prompt(self, taken: int, generating: int) -> list[Part]:
+        """A chunk of the prompts, in order of arrival; a small one while others are `generating`.
 
         None for the moment in which others choose: their next tokens shall ride along.
         """
@@ -191,7 +207,7 @@ class Scheduler:
         if self._choosing:
             return parts
         room = min(job.chunk for job in self._prompts) if self._prompts else 0
-        if self._generating:
+        if generating:
             room = min(room, CHUNK_BESIDE_OTHERS)
         room = min(room, self._pipeline.max_batch_tokens - taken)
         while self._prompts and room > 0:
@@ -209,27 +225,31 @@ class Scheduler:
 
     async def _travel(self, parts: list[Part], n_few: int) -> None:
         """Through the stages, then choose; whatever happens reaches those who wait."""
+        try:
+            try:
+                await self._through(parts, n_few)
+            except SessionLostError as error:
+                self._losses.of_session(parts, error)
+            except NodeLostError as error:
+                await self._losses.of_stage(parts, error)
+        except Exception as error:
+            fail(parts, error)
+        finally:  # when those who got a token have asked for the next
+            asyncio.get_running_loop().call_soon(self._chosen, n_few)
+
+    async def _through(self, parts: list[Part], n_few: int) -> None:
         batch = [token for part in parts for token in part.ids]
         segments = [part.segment for part in parts]
         until: dict[Hashable, int] = {
             part.job.session.number: part.until for part in parts if part.until is not None
         }
         try:
-            try:
-                hidden = await self._pipeline.forward(batch, segments, until)
-            finally:  # before the head: the stages shall not wait for it
-                self._travelling -= _needs_room(parts)
-                self._choosing += n_few
-                self._pump_soon()
-            await self._finish(parts, hidden)
-        except SessionLostError as error:
-            self._losses.of_session(parts, error)
-        except NodeLostError as error:
-            await self._losses.of_stage(parts, error)
-        except Exception as error:
-            fail(parts, error)
-        finally:  # when those who got a token have asked for the next
-            asyncio.get_running_loop().call_soon(self._chosen, n_few)
+            hidden = await self._pipeline.forward(batch, segments, until)
+        finally:  # before the head: the stages shall not wait for it
+            self._travelling -= _needs_room(parts)
+            self._choosing += n_few
+            self._pump_soon()
+        await self._finish(parts, hidden)
 
     def _chosen(self, n_few: int) -> None:
         self._choosing -= n_few

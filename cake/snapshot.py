@@ -5,6 +5,7 @@ from typing import Literal
 from typing_extensions import TypedDict
 
 State = Literal["up", "standby", "replaying", "lost"]
+Condition = Literal["ready", "degraded", "unready", "leaving"]
 
 
 class MemoryShown(TypedDict):

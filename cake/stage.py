@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cake.budget import CacheBudget
 from cake.device import DeviceThread
-from cake.errors import CakeError, SessionLostError
+from cake.errors import SessionLostError, SetupError
 from cake.kernels.block import FusedBlock, tokens_at_once
 from cake.model.batch import Batch, Segment, Step, cut, fused_step
 from cake.model.cache import SessionCache, bytes_per_token, capacity_for
@@ -265,7 +265,7 @@ class LocalStage:
         """Refuse what cannot be done before anything is changed."""
         end = segment.position + segment.length
         if end > self.context:
-            raise CakeError(f"{end} tokens do not fit into the context of {self.context} (--context)")
+            raise SetupError(f"{end} tokens do not fit into the context of {self.context} (--context)")
         self._budget.check(end)
         cache = self._caches.get(segment.session if segment.source is None else segment.source)
         held = cache.length if cache else 0

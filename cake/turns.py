@@ -23,6 +23,11 @@ class Turns:
         self._waiting: deque[Job] = deque()
         self._most = 0  # jobs that found room at once, when one had to wait
 
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """All that have begun and not ended, those that wait too."""
+        return (*self._active, *self._waiting)
+
     def begin(self, job: Job) -> None:
         """Let it go on, unless others wait already and the stages hold nothing of its session either."""
         job.done.add_done_callback(lambda _: asyncio.get_running_loop().call_soon(self._end, job))
@@ -48,4 +53,10 @@ class Turns:
             following = self._waiting.popleft()
             if not following.done.done():
                 self._active.add(following)
-                self._go(following)
+                self._let(following)
+
+    def _let(self, job: Job) -> None:
+        try:
+            self._go(job)
+        except Exception as error:  # a mistake of our own: whoever waits for the job is told
+            job.done.set_exception(error)

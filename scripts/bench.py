@@ -61,7 +61,7 @@ from cake.weights.checkpoint import open_checkpoint
     "names",
     type=click.Choice([*SCENARIOS, "all"]),
     multiple=True,
-    help="Run these instead: many requests, long prompts, slow links, encryption, loading and its memory.",
+    help="Run these instead: many requests, long prompts, slow links, encryption, loading, memory, HTTP.",
 )
 @click.option(
     "--trace",

@@ -1,4 +1,4 @@
-"""Worker processes on loopback, and slow links to them, for the scripts that measure."""
+"""Worker processes on loopback, slow links to them, and a server over them, for the scripts that measure."""
 
 import contextlib
 import json
@@ -7,14 +7,14 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from cake.model.linear import Placement
-from cake.topology import Topology, load_topology
+from cake.topology import Topology, dump_topology, load_topology
 from cake.weights.checkpoint import Checkpoint
 
 
@@ -29,9 +29,14 @@ def running_workers(
 
 @contextlib.contextmanager
 def worker_processes(
-    checkpoint: Checkpoint, n: int, threads: int, placement: Placement, cluster_key: str | None = None
+    checkpoint: Checkpoint,
+    n: int,
+    threads: int,
+    placement: Placement,
+    cluster_key: str | None = None,
+    options: Sequence[str] = (),
 ) -> Iterator[tuple[Topology, list["subprocess.Popen[str]"]]]:
-    """The same, and the processes in the order of their nodes."""
+    """The same, with more options, and the processes in the order of their nodes."""
     n_blocks, processes = checkpoint.config.n_blocks, []
     environment = {**os.environ, **({"CAKE_CLUSTER_KEY": cluster_key} if cluster_key else {})}
     with tempfile.TemporaryDirectory() as folder:
@@ -39,7 +44,7 @@ def worker_processes(
         write_topology(file, n_blocks, [0] * n)
         common = [sys.executable, "-m", "cake", "--mode", "worker", "--model", str(checkpoint.folder)]
         common += ["--topology", str(file), "--threads", str(threads), "--cpu", "--address", "127.0.0.1:0"]
-        common += ["--dtype", str(placement.dtype).removeprefix("torch."), "--quantize", placement.quantize]
+        common += [*as_options(placement), *options]
         try:
             for i in range(n):
                 command = [*common, "--name", f"worker{i}"]
@@ -51,6 +56,29 @@ def worker_processes(
             for process in processes:
                 process.kill()
                 process.wait()
+
+
+@contextlib.contextmanager
+def api_process(
+    checkpoint: Checkpoint, topology: Topology, placement: Placement
+) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    """A master of one thread that answers HTTP: its URL, and its process."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "topology.yml")
+        file.write_text(dump_topology(topology))
+        command = [sys.executable, "-m", "cake", "--model", str(checkpoint.folder), "--topology", str(file)]
+        command += ["--threads", "1", "--cpu", "--api", "127.0.0.1:0", *as_options(placement)]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        try:
+            yield said(process, r"answering .* at (http://127\.0\.0\.1:\d+)/v1"), process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def as_options(placement: Placement) -> list[str]:
+    """How numbers are kept, in the words of the command line."""
+    return ["--dtype", str(placement.dtype).removeprefix("torch."), "--quantize", placement.quantize]
 
 
 @contextlib.contextmanager
@@ -72,13 +100,18 @@ def relayed(workers: Topology, rate: str, delay: str) -> Iterator[Topology]:
 
 def served_port(process: "subprocess.Popen[str]") -> int:
     """The port that a worker says it serves at."""
+    return int(said(process, r" at 127\.0\.0\.1:(\d+),"))
+
+
+def said(process: "subprocess.Popen[str]", pattern: str) -> str:
+    """The part of the first line to match."""
     assert process.stderr is not None
-    said = []
+    lines = []
     for line in process.stderr:
-        said.append(line)
-        if match := re.search(r" at 127\.0\.0\.1:(\d+),", line):
-            return int(match[1])
-    raise click.ClickException(f"a worker ended: {''.join(said)}")
+        lines.append(line)
+        if match := re.search(pattern, line):
+            return match[1]
+    raise click.ClickException(f"a process ended: {''.join(lines)}")
 
 
 def write_topology(file: Path, n_blocks: int, ports: list[int]) -> None:

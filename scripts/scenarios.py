@@ -1,4 +1,4 @@
-"""What requests, long prompts, slow links, encryption and loading cost: scenarios of `bench.py --scenario`.
+"""What requests, long prompts, slow links, encryption, loading, HTTP cost: `bench.py --scenario`.
 
 Workers are real processes with one thread each; the master computes with one. Where two set-ups are
 compared their runs take turns, and the ratio of medians counts.
@@ -10,6 +10,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 import click
+from api_load import api_load
+from api_overhead import api_overhead
 from distant_workers import behind_slow_links, guessing, int8_on_the_wire
 from encryption import encrypted
 from loading import alternating, loading, resident
@@ -92,6 +94,8 @@ SCENARIOS: dict[str, Callable[[Bench], Awaitable[Outcome]]] = {
     "loading": loading,
     "memory": resident,
     "alternating": alternating,
+    "api": api_load,
+    "api-overhead": api_overhead,
 }
 
 

@@ -211,6 +211,10 @@ class NoText:
         """One letter for each token."""
         return "".join(chr(ord("a") + i % 26) for i in ids)
 
+    def token_bytes(self, token: int) -> bytes:
+        """The same letter."""
+        return self.decode([token]).encode()
+
 
 async def greedy_ids(pipeline: Pipeline, prompt: Sequence[int], n: int, chunk: int = 512) -> list[int]:
     """The `n` tokens that follow `prompt` when the likeliest is always taken."""

@@ -258,7 +258,7 @@ def test_who_does_not_know_the_key_is_turned_away(api_url: str, model: str) -> N
     stranger = openai.OpenAI(base_url=f"{api_url}/v1", api_key="guessed", max_retries=0)
     with stranger, pytest.raises(openai.AuthenticationError):
         ask(stranger, model)
-    assert httpx2.get(f"{api_url}/health").json() == {"status": "ready", "model": model}
+    assert httpx2.get(f"{api_url}/health").json()["model"] == model
 
 
 def test_what_is_not_there_is_said_in_openais_shape(api_url: str) -> None:

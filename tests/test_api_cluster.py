@@ -4,48 +4,23 @@ import asyncio
 import json
 import signal
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx2
 import pytest
-from conftest import GREEDY, CakeProcess, NoText, pipeline_over, serving
+from conftest import GREEDY, CakeProcess
+from http_served import Served, serving_http
 from prometheus_client.parser import text_string_to_metric_families
 
-from cake.api.app import build_app
-from cake.api.server import listen_at, serve, url_of
-from cake.api.service import Service
-from cake.cluster_view import ClusterView
-from cake.generator import Generator
 from cake.session import Session
-
-KEY = {"Authorization": "Bearer sesame"}
-
-
-class Served(NamedTuple):
-    """A server that runs."""
-
-    client: httpx2.AsyncClient
-    generator: Generator
-    view: ClusterView
-    task: "asyncio.Task[None]"
 
 
 @pytest.fixture
 async def served(tiny_model: Path) -> AsyncIterator[Served]:
-    async with AsyncExitStack() as stack:
-        w0 = await stack.enter_async_context(serving(tiny_model, "w0", range(3, 6)))
-        pipeline = await stack.enter_async_context(pipeline_over(tiny_model, w0))
-        generator = Generator(pipeline, NoText(), frozenset())  # type: ignore[arg-type]
-        view, listening = ClusterView(generator, "tiny"), stack.enter_context(listen_at("127.0.0.1:0"))
-        await stack.enter_async_context(view.watched())
-        app = build_app(Service(generator, "tiny", GREEDY), view, "sesame")
-        task = asyncio.create_task(serve(app, listening, view.close))
-        client = httpx2.AsyncClient(base_url=url_of(listening), headers=KEY, timeout=20)
-        yield Served(await stack.enter_async_context(client), generator, view, task)
-        task.cancel()
-        await asyncio.wait([task])
+    async with serving_http(tiny_model) as served:
+        yield served
 
 
 async def events_of(response: httpx2.Response) -> AsyncIterator[dict[str, Any]]:

@@ -1,10 +1,10 @@
-"""The page in a real browser, over a real cluster of two workers, one of which is killed in the end."""
+"""The page in a real browser, over a real cluster of two workers, one of which is killed and comes back."""
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from conftest import CakeProcess
@@ -43,9 +43,17 @@ FAINT_TEXTS = """() => {
 }"""
 
 
+class Running(NamedTuple):
+    """Where the page is, and the two workers, of which one can be started again."""
+
+    url: str
+    workers: list[CakeProcess]
+    start_again: Callable[[int], CakeProcess]
+
+
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[CakeProcess]]]:
-    """Where the page is, and the processes: the two workers first."""
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Two real workers, and a server."""
     started: list[CakeProcess] = []
 
     def start(*arguments: object) -> CakeProcess:
@@ -54,8 +62,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, lis
 
     served = start_workers(start, tmp_path_factory.mktemp("page"), "0-14", "15-29")
     server = start("--topology", served.topology, "--api", "127.0.0.1:0", "--context", 1024, *GREEDY)
+    hosts = [node["host"] for node in json.loads(served.topology.read_text()).values()]
+
+    def start_again(i: int) -> CakeProcess:
+        options = ("--mode", "worker", "--topology", served.topology, "--dtype", "float32")
+        return start(*options, "--name", f"worker{i}", "--address", hosts[i])
+
     try:
-        yield server.wait_for(r"(http://127\.0\.0\.1:\d+)/v1")[1], started
+        url = server.wait_for(r"(http://127\.0\.0\.1:\d+)/v1")[1]
+        yield Running(url, served.workers, start_again)
     finally:
         for process in started:
             process.process.kill()
@@ -70,14 +85,14 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def page(browser: Any, cluster: tuple[str, list[CakeProcess]]) -> Iterator[Any]:
+def page(browser: Any, cluster: Running) -> Iterator[Any]:
     """The page, freshly opened; whatever its console calls an error is one."""
     context = browser.new_context(viewport=WIDE)
     page, errors = context.new_page(), []
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on("dialog", lambda dialog: errors.append(dialog.message))
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(cluster[0])
+    page.goto(cluster.url)
     page.wait_for_selector("#state:text-is('3 of 3 nodes up')")
     yield page
     context.close()
@@ -185,11 +200,64 @@ def test_the_apis_description_can_be_read(page: Any, size: Any, colours: str) ->
     page.wait_for_selector("#pipeline .node >> nth=2")
 
 
-def test_a_killed_worker_is_shown_at_once(page: Any, cluster: tuple[str, list[CakeProcess]]) -> None:
+def test_a_killed_worker_is_shown_at_once_and_its_answer_goes_on_when_it_is_back(
+    page: Any, cluster: Running
+) -> None:
+    page.evaluate("localStorage.setItem('cake.settings', JSON.stringify({max_tokens: 120}))")
+    page.reload()
+    answer = ask(page, "Tell me a very long story about the sea.").locator(".body")
+    page.wait_for_selector("#messages .assistant .body:not(:empty)")
+    cluster.workers[1].process.kill()
+    page.wait_for_selector("#state:text-is('worker1 lost')", timeout=15_000)
+    assert "worker1 lost: the answer goes on" in page.inner_text("#delay")
     page.click("nav >> text=Cluster")
-    page.wait_for_selector("#pipeline .node >> nth=2")
+    page.wait_for_selector(".node.lost:has-text('worker1')")
     assert page.locator("#pipeline .cells i").count() == 30
-    cluster[1][1].process.kill()
-    page.wait_for_selector(".node.lost", timeout=15_000)
-    assert "lost" in page.inner_text("#state")
-    assert "is lost" in page.inner_text("#log")
+    assert page.locator(".node.lost.active").count() == 0
+    cluster.start_again(1)
+    page.wait_for_selector("#log:has-text('worker1 has what it lacked')", timeout=60_000)
+    happened = [line.split("worker1 ")[1] for line in page.locator("#log li").all_inner_texts()]
+    assert happened[::-1] == [
+        "is lost",
+        "is back",
+        "is told again what it lacks",
+        "has what it lacked, and goes on",
+    ]
+    page.wait_for_selector("#state:text-is('3 of 3 nodes up')")
+    page.click("nav >> text=Chat")
+    page.wait_for_selector("#messages .assistant .note:has-text('120 tokens')")
+    assert page.inner_text("#delay") == ""
+    with_loss = answer.inner_text()
+    page.click("text=Retry")
+    page.wait_for_selector("#stop:visible")
+    page.wait_for_selector("#messages .assistant .note:has-text('120 tokens')")
+    assert answer.inner_text() == with_loss
+
+
+def test_more_than_four_stages_have_lines_of_their_own(page: Any) -> None:
+    """Shown in place of a cluster of a master and six workers."""
+    stages = [{"node": f"node{i}", "span": [5 * i, 5 * i + 5], "compute_ms": 1.0 + i} for i in range(6)]
+    drawn = page.evaluate(
+        """async (stages) => {
+          const { chart } = await import("/page/chart.js");
+          const lines = stages.map(({ node, compute_ms }) => [node, [[-10, compute_ms], [0, compute_ms]]]);
+          const shown = [...chart(30, Object.fromEntries(lines)).querySelectorAll("polyline")];
+          return shown.map((line) => line.getAttribute("class"));
+        }""",
+        stages,
+    )
+    lines, legend = drawn[:6], drawn[6:]
+    assert len(set(lines)) == 6
+    assert lines == legend
+
+
+def test_what_is_important_and_code_within_a_line_are_shown_as_such(page: Any) -> None:
+    text = f"Use `{SCRIPT}`, **not** 2 * 3 * 4.\n\n```\na\n```\n\nDone."
+    kept = [{"id": "1", "messages": [{"role": "assistant", "content": text}]}]
+    page.evaluate("kept => localStorage.setItem('cake.conversations', kept)", json.dumps(kept))
+    page.reload()
+    page.wait_for_selector("#messages strong")
+    assert page.inner_text("#messages strong") == "not"
+    assert page.inner_text("#messages .body > code") == SCRIPT
+    assert "2 * 3 * 4." in page.inner_text("#messages .body")
+    assert page.locator("#messages script").count() == 0

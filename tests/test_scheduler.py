@@ -310,6 +310,47 @@ async def test_a_failure_reaches_all_of_its_batch_and_nobody_else() -> None:
     assert later.result() == 3
 
 
+@pytest.mark.parametrize("where", ["_take_few", "_take_prompt"])
+async def test_a_mistake_of_our_own_reaches_all_who_wait_and_the_next_are_served(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    gate = Gate(2)
+    scheduler = Scheduler(gate, chunk=100)
+    generating = asyncio.create_task(generate(scheduler, Session([7]), 9))
+    await gate.let()
+    reading = asyncio.create_task(scheduler.run(Session(list(range(400))), last))
+    await settle()
+
+    def mistake(*arguments: object) -> None:
+        raise RuntimeError("a mistake")
+
+    with monkeypatch.context() as changed:
+        changed.setattr(scheduler, where, mistake)
+        while gate.waiting:
+            await gate.let()
+    for waiting in (generating, reading):
+        with pytest.raises(RuntimeError, match="a mistake"):
+            await asyncio.wait_for(waiting, 1)
+    later = asyncio.create_task(generate(scheduler, Session([50]), 2))
+    await gate.let()
+    await gate.let()
+    assert await asyncio.wait_for(later, 1) == [50, 51, 52]
+    assert not scheduler.busy
+
+
+async def test_a_mistake_in_mending_reaches_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(1)
+
+    async def mistake() -> None:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(gate, "mend", mistake)
+    waiting = asyncio.create_task(Scheduler(gate).run(Session([1]), last))
+    await gate.let(NodeLostError("gone"))
+    with pytest.raises(RuntimeError, match="a mistake"):
+        await asyncio.wait_for(waiting, 1)
+
+
 async def test_one_bad_choice_is_not_the_others() -> None:
     gate = Gate(1)
     scheduler = Scheduler(gate)

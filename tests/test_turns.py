@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 from test_scheduler import Gate, generate, last, settle
 
 from cake.errors import SessionLostError
@@ -53,3 +54,21 @@ async def test_who_is_driven_out_again_and_again_while_it_generates_waits_too() 
         assert [s.session for s in await gate.let()] == [other.number]
     await gate.let()
     assert first.result() == [1, 2, 3, 4]
+
+
+async def test_a_mistake_of_our_own_reaches_who_waited_for_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(1)
+    scheduler, lost, other = Scheduler(gate), Session([1, 2]), Session([7, 8])
+    first = asyncio.create_task(scheduler.run(lost, last))
+    second = asyncio.create_task(scheduler.run(other, last))
+    await gate.let(SessionLostError(lost.number, 0))
+    await gate.let(SessionLostError(lost.number, 0))
+
+    def mistake(*arguments: object) -> None:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(scheduler, "_chunk_for", mistake)
+    await gate.let()
+    assert await second == 8
+    with pytest.raises(RuntimeError, match="a mistake"):
+        await asyncio.wait_for(first, 1)

@@ -20,8 +20,9 @@ def unloaded_app(model: str = "tiny", api_key: str | None = None, origins: Origi
     """Its application."""
     config = ModelConfig.from_hf({**TINY, "architectures": ["LlamaForCausalLM"]})
     generator = SimpleNamespace(pipeline=SimpleNamespace(config=config, context=512))
+    view = cast("ClusterView", SimpleNamespace(condition="ready"))
     service = Service(cast("Generator", generator), model, SamplingParams())
-    return build_app(service, cast("ClusterView", None), api_key, origins)
+    return build_app(service, view, api_key, origins)
 
 
 def client_of(app: Starlette) -> httpx2.AsyncClient:

@@ -9,6 +9,7 @@ from pydantic import Field, WithJsonSchema
 from typing_extensions import NotRequired, TypedDict
 
 from cake.api.bodies import ModelName
+from cake.snapshot import Condition
 
 Kind = Literal["invalid_request_error", "server_error"]
 REASONS = {"type": "string", "enum": ["stop", "length", "tool_calls"]}
@@ -203,8 +204,15 @@ class ModelList(TypedDict):
     data: list[ModelCard]
 
 
-class Health(TypedDict):
-    """That all is well."""
+class Alive(TypedDict):
+    """That somebody answers."""
 
-    status: Literal["ready"]
+    live: Literal[True]
+
+
+class Health(Alive):
+    """Whether requests can be answered; "degraded" where a node is lost, but others serve its blocks."""
+
+    status: Condition
+    ready: bool
     model: ModelName

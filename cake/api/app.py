@@ -4,17 +4,17 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Scope
 
-from cake.api.answers import Health
 from cake.api.anthropic.routes import anthropic_dialect
 from cake.api.cluster import cluster_endpoints
 from cake.api.errors import ApiError
 from cake.api.gate import Gate
 from cake.api.guard import guarded
 from cake.api.handlers import About, Dialect, Endpoint, Handler
+from cake.api.health import health_endpoints
 from cake.api.metrics import Metrics
 from cake.api.ollama.routes import ollama_dialect
 from cake.api.openai.routes import openai_dialect
@@ -26,7 +26,6 @@ from cake.api.service import Service
 from cake.cluster_view import ClusterView
 
 METRICS = About("What Prometheus reads.", text="text/plain", group="Cluster")
-HEALTH = About("Whether the server is well.", Health, group="Cluster", needs_key=False)
 ANYWHERE = Origins()
 
 
@@ -34,13 +33,9 @@ def build_app(
     service: Service, view: ClusterView, api_key: str | None = None, origins: Origins = ANYWHERE
 ) -> Starlette:
     """All routes; with a key, who does not bring it is told only whether the server is well."""
-
-    async def health(request: Request) -> Response:
-        return JSONResponse({"status": "ready", "model": service.model})
-
     metrics = Metrics(view)
     own = Dialect([*cluster_endpoints(view), Endpoint("/metrics", metrics.answer, about=METRICS)], error_body)
-    well = Endpoint("/health", health, about=HEALTH)
+    well = health_endpoints(view, service.model)
     dialects = [anthropic_dialect(service), openai_dialect(service), ollama_dialect(service), own]
 
     def route(endpoint: Endpoint, dialect: Dialect) -> Route:
@@ -58,10 +53,10 @@ def build_app(
         response.headers.update(error.headers or {})  # which methods there are
         return response
 
-    endpoints = [*(endpoint for dialect in dialects for endpoint in dialect.endpoints), well]
+    endpoints = [*(endpoint for dialect in dialects for endpoint in dialect.endpoints), *well]
     routes = [
         *(route(endpoint, dialect) for dialect in dialects for endpoint in dialect.endpoints),
-        Route(well.path, well.handler),
+        *(Route(endpoint.path, endpoint.handler) for endpoint in well),
         *page_routes(openapi(endpoints, service.model, api_key is not None)),
     ]
     return Starlette(

@@ -12,10 +12,20 @@ from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
 from cake.api.answers import Kind
-from cake.errors import CakeError, NodeError, PromptTooLongError, ProtocolError, SessionLostError
+from cake.errors import (
+    CakeError,
+    CheckpointError,
+    NodeError,
+    PromptTooLongError,
+    ProtocolError,
+    SessionLostError,
+    SetupError,
+    TopologyError,
+)
 
 log = logging.getLogger(__name__)
 RETRY_AFTER_S = 5
+OF_THE_SERVER = (SetupError, TopologyError, CheckpointError)
 
 
 class ApiError(Exception):
@@ -39,22 +49,26 @@ ErrorBody = Callable[[ApiError], Mapping[str, Any]]  # the JSON object that says
 
 
 def api_error(error: Exception) -> ApiError:
-    """How a client is told of any error. One of ours alone is logged, with an id that the client has too."""
+    """How a client is told of any error: what it did itself, what of the cluster fails at the moment (503).
+
+    What no client can mend is logged, with an id that the client has too.
+    """
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ValidationError):
         return ApiError(400, _what_is_wrong(error))
     if isinstance(error, PromptTooLongError):
         return ApiError(400, str(error), "context_length_exceeded")
-    if isinstance(error, (NodeError, ProtocolError, SessionLostError)):
+    if isinstance(error, SessionLostError):  # again, with nobody beside it
+        return ApiError(503, f"the memory for caches is short: {error}", "out_of_memory", "server_error")
+    if isinstance(error, (NodeError, ProtocolError)):
         return ApiError(503, str(error), "worker_lost", "server_error")
-    if isinstance(error, CakeError):
+    if isinstance(error, CakeError) and not isinstance(error, OF_THE_SERVER):
         return ApiError(400, str(error))
     number = secrets.token_hex(6)
     log.error("error %s", number, exc_info=error)
-    return ApiError(
-        500, f"an error of the server's own; its log says more beside {number}", None, "server_error"
-    )
+    words = str(error) if isinstance(error, CakeError) else "an error of the server's own"
+    return ApiError(500, f"{words}; the server's log says more beside {number}", None, "server_error")
 
 
 def _what_is_wrong(error: ValidationError) -> str:

@@ -30,6 +30,7 @@ class About:
     last_event: str | None = None  # what ends the stream, where something does
     line: Any = None  # the type of each line's JSON, where it can be a stream of lines
     text: str | None = None  # its media type, where it is text
+    unready: Any = None  # the type of its JSON with status 503, where that is no error
     errors: tuple[int, ...] = ()  # statuses, beside those that follow from what it is
     error: Any = ErrorAnswer  # the type of what says an error
     group: str = "OpenAI"

@@ -29,7 +29,7 @@ ERRORS = {
     415: "The request's body is no JSON.",
     421: "The server is not asked by a name of its own.",
     500: "An error of the server's own; its log says more.",
-    503: "There is no room at the moment, or a worker is lost.",
+    503: "There is no room at the moment, a worker is lost, or the server is about to end.",
 }
 OF_ALL = (403, 421, 500)
 OF_BODIES = (400, 404, 413, 415, 503)
@@ -55,7 +55,7 @@ class _Types:
         wanted: dict[tuple[Any, JsonSchemaMode], TypeAdapter[Any]] = {}
         for endpoint in endpoints:
             about = endpoint.about
-            answers = [about.answer, about.event, about.line, about.error] if about else []
+            answers = [about.answer, about.event, about.line, about.unready, about.error] if about else []
             wanted |= {(t, "serialization"): TypeAdapter(t) for t in answers if t is not None}
             if endpoint.body is not None:
                 wanted[endpoint.body, "validation"] = TypeAdapter(endpoint.body)
@@ -141,10 +141,12 @@ def _operation(endpoint: Endpoint, about: About, path: str, types: _Types, with_
     errors = {*OF_ALL, *about.errors, *(OF_BODIES if endpoint.body is not None else ())}
     if with_key and about.needs_key:
         errors.add(401)
-    error = types.answer(about.error)
+    said_then = dict.fromkeys(sorted(errors), about.error)
+    if about.unready is not None:
+        said_then[503] = about.unready
     said["responses"] = {
         "200": {"description": "The answer.", "content": _content(about, types)},
-        **{str(status): _error(status, error) for status in sorted(errors)},
+        **{str(status): _error(status, types.answer(kind)) for status, kind in said_then.items()},
     }
     return said
 

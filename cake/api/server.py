@@ -4,37 +4,78 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import math
 import signal
 import socket
 from collections.abc import Callable, Iterator
 
 import uvicorn
-from starlette.applications import Starlette
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from cake.api.connection import KEEP_ALIVE_S, ClientConnection
+from cake.api.errors import ApiError
+from cake.api.openai.shapes import error_body
 from cake.api.origins import Names
 from cake.errors import CakeError
 from cake.topology import format_address, parse_address
 
 log = logging.getLogger(__name__)
-DRAIN_S = 30
+DRAIN_S = 30.0  # for what is being answered when the server is told to end
+LAST_BYTES_S = 5  # for clients to take the ends of their answers
+
+LEAVING = ApiError(
+    503, "this server is about to end; ask again when it is back", "leaving", "server_error"
+).response(error_body)
+
+
+class Door:
+    """Lets requests in until it is shut; who asks for an answer then is told to come back."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app, self.shut = app, False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        refuses = self.shut and scope["method"] == "POST"
+        await (LEAVING if refuses else self._app)(scope, receive, send)
 
 
 class _Server(uvicorn.Server):
     """Leaves Ctrl-C to whoever runs the event loop, and ends after a SIGTERM when all is answered."""
 
-    def __init__(self, config: uvicorn.Config, on_leave: Callable[[], object]) -> None:
+    def __init__(self, config: uvicorn.Config, door: Door, on_leave: Callable[[], object]) -> None:
         super().__init__(config)
-        self._on_leave = on_leave
+        self._door, self._on_leave = door, on_leave
+        self._late_s = math.inf  # on the event loop's clock: when what is not answered yet is given up
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        def leave() -> None:
-            self.should_exit = True
-            self._on_leave()
-
         with contextlib.suppress(NotImplementedError):  # Windows
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leave)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._leave)
         yield
+
+    def _leave(self) -> None:
+        """Take no new requests, and end when all are answered; when told again, at once."""
+        now = asyncio.get_running_loop().time()
+        self._late_s = now if self._door.shut else now + DRAIN_S
+        self._door.shut = True
+        self._on_leave()
+
+    @property
+    def _late(self) -> bool:
+        return asyncio.get_running_loop().time() >= self._late_s
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to end."""
+        answered = self._door.shut and not self.server_state.tasks
+        return await super().on_tick(counter) or answered or self._late
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close all connections."""
+        if self._late:
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()
+        await super().shutdown(sockets)
 
 
 def listen_at(address: str) -> socket.socket:
@@ -71,12 +112,20 @@ def names_of(listening: socket.socket, api_key: str | None) -> Names:
     return "machine" if is_private(listening) else "network"
 
 
-async def serve(app: Starlette, listening: socket.socket, on_leave: Callable[[], object]) -> None:
+async def serve(app: ASGIApp, listening: socket.socket, on_leave: Callable[[], object]) -> None:
     """Answer requests until SIGTERM, or until cancelled.
 
     `on_leave` ends what would never end by itself, so that nobody waits for it.
     """
+    door = Door(app)
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=DRAIN_S
+        door,
+        http=ClientConnection,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=LAST_BYTES_S,
     )
-    await _Server(config, on_leave).serve([listening])
+    await _Server(config, door, on_leave).serve([listening])

@@ -187,10 +187,13 @@ class Service:
 
     async def _grammar(self, schema: Mapping[str, Any] | None, offer: Offer) -> Grammar | None:
         """What the answer is held to; reading it may take seconds, so another thread does."""
+        if offer.grammar is None and schema is None:
+            return None  # at once: requests without one keep their order of arrival
 
-        def read() -> Grammar | None:
+        def read() -> Grammar:
             if offer.grammar is not None:
                 return self._generator.grammars.lark(offer.grammar)
-            return None if schema is None else self._generator.grammars.json_schema(schema)
+            assert schema is not None
+            return self._generator.grammars.json_schema(schema)
 
         return await asyncio.to_thread(read)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cake.errors import CakeError, GrammarError
+from cake.errors import GrammarError, SetupError
 from cake.model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -129,5 +129,5 @@ def _library() -> Any:
     try:
         import llguidance
     except ImportError as error:
-        raise CakeError("grammars need llguidance; run pip install 'cake[api]'") from error
+        raise SetupError("grammars need llguidance; run pip install 'cake[api]'") from error
     return llguidance

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cake.errors import CakeError
+from cake.errors import SetupError
 from cake.model.grammar import Grammar
 
 DEFAULT_SEED = 299792458
@@ -61,7 +61,7 @@ class Sampler:
         Where there is a grammar, each token is taken to be the answer's next one.
         """
         if not torch.isfinite(logits).all():
-            raise CakeError("the model's output is not finite; try a wider --dtype")
+            raise SetupError("the model's output is not finite; try a wider --dtype")
         allowed = logits if self._place is None else self._place.masked(logits)
         token = self._drawn(self._penalized(self._biased(allowed), ids))
         if self._place is not None:

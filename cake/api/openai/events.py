@@ -39,5 +39,5 @@ class Events:
         return "".join([*last, event(self._shape.usage(task)) if self._usage else "", LAST])
 
     def failed(self, error: ApiError) -> str:
-        """An error, and that nothing follows."""
-        return event(error_body(error)) + LAST
+        """An error alone: nobody shall take its answer for a whole one."""
+        return event(error_body(error))

@@ -8,6 +8,7 @@ const $ = (selector) => document.querySelector(selector);
 let conversation = conversations[0] ?? begin();
 let running = null; // the AbortController of the answer that is coming
 let model = "";
+let lost = []; // names of nodes that are not there
 
 /** Make the chat ready, for the model of this name. */
 export function openChat(name) {
@@ -26,6 +27,13 @@ export function openChat(name) {
   list.onclick = () => list.setAttribute("aria-expanded", $("#conversations").classList.toggle("open"));
   $("#show-settings").onclick = () => showSettings($("#settings").hidden);
   $("#hide-settings").onclick = () => showSettings(false);
+}
+
+/** Say under an answer that is coming what it may wait for. */
+export function showLost(names) {
+  lost = names;
+  const text = running && lost.length ? `${lost.join(", ")} lost: the answer goes on with whoever serves its blocks next.` : "";
+  if ($("#delay").textContent !== text) $("#delay").textContent = text;
 }
 
 function send() {
@@ -75,6 +83,7 @@ function setRunning(controller) {
   running = controller;
   $("#stop").hidden = !running;
   $("#send").hidden = Boolean(running);
+  showLost(lost);
 }
 
 function change(other) {

@@ -43,18 +43,21 @@ function nodeElement(node, spans, active) {
     for (let block = begin; block < end; block += 1) cells.append(element("i", { title: `block ${block}` }));
   }
   const blocks = spans.filter(([begin, end]) => end > begin).map(([begin, end]) => `${begin}–${end - 1}`).join(", ");
-  return element("li", { className: `node ${node.state}${active ? " active" : ""}` },
+  const lit = active && node.state !== "lost";
+  const memory = node.memory_total === null ? "memory unknown" : `memory ${bytes(node.memory_used)} of ${bytes(node.memory_total)}`;
+  return element("li", { className: `node ${node.state}${lit ? " active" : ""}` },
     element("h3", {}, node.name, mark),
-    element("p", {}, [node.address, node.device, node.dtype].filter(Boolean).join(" · ")),
+    element("p", {}, [node.device, node.dtype].filter(Boolean).join(" · ") || "unknown device"),
+    element("p", {}, node.address ?? "this server"),
     cells,
     element("p", {}, blocks ? `blocks ${blocks}` : "no blocks"),
-    element("p", {}, `memory ${bytes(node.memory_used)} of ${bytes(node.memory_total)}`));
+    element("p", {}, memory));
 }
 
 function arrow(stage) {
-  return element("li", { className: stage.active ? "arrow active" : "arrow" },
-    element("div", {}, `${number(stage.network_ms, 2)} ms way`), element("div", {}, `${number(stage.compute_ms, 2)} ms work`),
-    element("div", {}, `${number(stage.bytes_per_s === null ? null : stage.bytes_per_s / 1e6, 2)} MB/s`));
+  const told = stage.compute_ms === null ? ["idle"] : [
+    `${number(stage.network_ms, 2)} ms way`, `${number(stage.compute_ms, 2)} ms work`, `${number(stage.bytes_per_s / 1e6, 2)} MB/s`];
+  return element("li", { className: stage.active ? "arrow active" : "arrow" }, ...told.map((text) => element("div", {}, text)));
 }
 
 function showRates(rates) {
@@ -78,13 +81,21 @@ function showCharts({ at, pipeline }) {
   $("#stage-chart").replaceChildren(chart(seconds, lines));
 }
 
+function happened(before, now) {
+  if (now === "lost") return "is lost";
+  if (now === "replaying") return "is told again what it lacks";
+  if (before === "lost") return "is back";
+  if (before === "replaying") return "has what it lacked, and goes on";
+  return now === "up" ? "takes part again" : "stands by";
+}
+
 /** Write down that a node is in another state than it was. */
 function noteState(node, at) {
   const before = states.get(node.name);
   states.set(node.name, node.state);
   if (before === undefined || before === node.state) return;
   const time = element("time", {}, new Date(at * 1000).toLocaleTimeString());
-  $("#log").prepend(element("li", {}, time, `${node.name} was ${before} and is ${node.state}`));
+  $("#log").prepend(element("li", { className: node.state }, time, `${node.name} ${happened(before, node.state)}`));
   while ($("#log").children.length > MOST_LOG_LINES) $("#log").lastElementChild.remove();
 }
 

@@ -12,9 +12,22 @@ export function button(label, action, properties = {}) {
   return element("button", { type: "button", textContent: label, onclick: action, ...properties });
 }
 
-/** What a model wrote, as nodes: text as it is, and blocks of code between fences with a button to copy them. */
+/** What a model wrote, as nodes: text, and blocks of code between fences with a button to copy them. */
 export function written(text) {
-  return text.split(/^```/m).map((part, i) => (i % 2 ? codeBlock(part) : part.replace(/^\n/, "")));
+  const parts = text.split(/^```/m);
+  return parts.flatMap((part, i) => {
+    if (i % 2) return [codeBlock(part)];
+    const above = i ? part.replace(/^\n+/, "") : part; // a block has room around it
+    return emphasized(i < parts.length - 1 ? above.replace(/\n+$/, "") : above);
+  });
+}
+
+/** Text as it is, but for `code` and **what is important**. */
+function emphasized(text) {
+  return text.split(/(`[^`\n]+`|\*\*[^*\n]+\*\*)/).map((part, i) => {
+    if (i % 2 === 0) return part;
+    return part.startsWith("`") ? element("code", {}, part.slice(1, -1)) : element("strong", {}, part.slice(2, -2));
+  });
 }
 
 function codeBlock(part) {

@@ -1,6 +1,6 @@
 // The page's two views, and the stream of news that both live on.
 
-import { openChat } from "./chat.js";
+import { openChat, showLost } from "./chat.js";
 import { showCluster } from "./cluster.js";
 import { events, fetched } from "./server.js";
 
@@ -18,9 +18,13 @@ function showView() {
 
 function showState(snapshot) {
   const lost = snapshot.nodes.filter((node) => node.state === "lost").map((node) => node.name);
+  const replaying = snapshot.nodes.filter((node) => node.state === "replaying").map((node) => node.name);
   const up = snapshot.nodes.length - lost.length;
   $("#state").classList.toggle("bad", lost.length > 0);
-  const text = lost.length ? `${lost.join(", ")} lost` : `${up} of ${snapshot.nodes.length} nodes up`;
+  let text = `${up} of ${snapshot.nodes.length} nodes up`;
+  if (replaying.length) text = `${replaying.join(", ")} catching up`;
+  if (lost.length) text = `${lost.join(", ")} lost`;
+  showLost(lost);
   if ($("#state").textContent !== text) $("#state").textContent = text;
 }
 
