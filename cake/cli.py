@@ -231,6 +231,13 @@ The text goes to stdout, everything else to stderr.
     envvar="CAKE_API_KEY",
     help="With --api: what clients must know. Rather set CAKE_API_KEY.  [default: everybody may ask]",
 )
+@click.option(
+    "--api-origin",
+    metavar="ORIGIN",
+    multiple=True,
+    help="With --api: pages of this origin may ask too, such as https://chat.example.org; several times for "
+    "several, * for any, null for files.  [default: the server's own page alone]",
+)
 @DEBUG
 @click.version_option(__version__, prog_name="cake")
 @errors_in_one_line

@@ -9,7 +9,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 from cake.figures import Figures
 from cake.generator import Generator
@@ -19,6 +19,7 @@ from cake.protocol.messages import Memory
 from cake.protocol.tensors import NAMES
 from cake.remote import RemoteStage
 from cake.routes import AnyStage
+from cake.snapshot import Condition, MemoryShown, NodeShown, Rates, Snapshot, StageShown, Standing, State
 from cake.stage import StageStats
 from cake.tasks import end
 from cake.topology import MASTER, Node
@@ -27,8 +28,6 @@ EVERY_S = 0.5
 WINDOW_S = 1.0
 
 Key = tuple[str, int]  # a stage: its node and its first block
-Snapshot = dict[str, Any]
-Condition = Literal["ready", "degraded", "unready", "leaving"]
 
 
 class Count(NamedTuple):
@@ -80,7 +79,7 @@ class ClusterView:
         return self._generator.sessions.n_tokens
 
     @property
-    def standing(self) -> dict[str, int]:
+    def standing(self) -> Standing:
         """How many requests and sessions there are now, and how many replays there were."""
         return {
             "requests": self.figures.answering,
@@ -174,7 +173,7 @@ class ClusterView:
             "rates": self._rates(now),
         }
 
-    def _master(self) -> Snapshot:
+    def _master(self) -> NodeShown:
         pipeline = self._generator.pipeline
         placement = pipeline.placement
         spans = [stage.blocks for stage in pipeline.stages if stage.node == MASTER]
@@ -189,7 +188,7 @@ class ClusterView:
             "holds": ["embedding", "head"],
         }
 
-    def _worker(self, node: Node, in_use: Iterable[AnyStage]) -> Snapshot:
+    def _worker(self, node: Node, in_use: Iterable[AnyStage]) -> NodeShown:
         pipeline = self._generator.pipeline
         worker = pipeline.crew.workers.get(node.name)
         known = next((stage for stage in pipeline.stages if stage.node == node.name), None)
@@ -204,7 +203,7 @@ class ClusterView:
             "holds": [],
         }
 
-    def _state(self, node: Node, in_use: Iterable[AnyStage]) -> str:
+    def _state(self, node: Node, in_use: Iterable[AnyStage]) -> State:
         pipeline = self._generator.pipeline
         if node.name not in pipeline.crew.workers:
             return "lost"
@@ -212,7 +211,7 @@ class ClusterView:
             return "replaying"
         return "up" if any(stage.node == node.name for stage in in_use) else "standby"
 
-    def _way(self, stage: AnyStage, now: Sample) -> Snapshot:
+    def _way(self, stage: AnyStage, now: Sample) -> StageShown:
         before, after = self._before(stage), now.stages[_key(stage)]
         passes, seconds = after.passes - before.passes, now.at_s - self._samples[0].at_s
         return {
@@ -237,7 +236,7 @@ class ClusterView:
             return stage.worker.alive and not stage.worker.idle
         return self._generator.busy
 
-    def _rates(self, now: Sample) -> Snapshot:
+    def _rates(self, now: Sample) -> Rates:
         before = self._samples[0]
         seconds = now.at_s - before.at_s
         return {
@@ -259,7 +258,7 @@ def _key(stage: AnyStage) -> Key:
     return stage.node, stage.blocks.start
 
 
-def _memory(known: Memory | None) -> Snapshot:
+def _memory(known: Memory | None) -> MemoryShown:
     """As JSON; nothing where it is not known."""
     used, total = known if known and known.total else (None, None)
     return {"memory_used": used, "memory_total": total}

@@ -18,6 +18,7 @@ OF_ONE_PROMPT = {
     "system_prompt": "--system-prompt",
     "sample_len": "--sample-len",
 }
+OF_API = {"api_key": "--api-key", "api_origin": "--api-origin"}
 
 
 def refuse_contradictions(mode: str, given: Given) -> None:
@@ -35,8 +36,9 @@ def refuse_contradictions(mode: str, given: Given) -> None:
 
 def _refuse_beside_api(mode: str, given: Given) -> None:
     if given["api"] is None:
-        if _typed("api_key"):
-            raise CakeError("--api-key is for --api, which is not there")
+        for name, flag in OF_API.items():
+            if _typed(name):
+                raise CakeError(f"{flag} is for --api, which is not there")
         return
     if mode == "worker":
         raise CakeError("--api is for a master; a worker answers no requests of its own")
@@ -78,7 +80,9 @@ def worker_options(given: Given) -> WorkerOptions:
 
 
 def master_options(given: Given) -> MasterOptions:
-    """Of a master."""
+    """Of a master. Raises `CakeError` where `--api-origin` is no origin."""
+    from cake.api.origins import read_origins
+
     sampling = SamplingOptions(
         temperature=given["temperature"],
         top_p=given["top_p"],
@@ -105,6 +109,7 @@ def master_options(given: Given) -> MasterOptions:
         rejoin_timeout=given["rejoin_timeout"],
         adopt=given["adopt"],
         api=given["api"],
+        api_origins=read_origins(given["api_origin"]),
         cluster_key=given["cluster_key"],
         api_key=given["api_key"],
     )

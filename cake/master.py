@@ -80,17 +80,19 @@ def _listen(address: str) -> socket.socket:
 
 async def _serve(master: "Master", generator: Generator, listening: socket.socket) -> None:
     from cake.api.app import build_app
-    from cake.api.server import serve, url_of, warn_of_strangers
+    from cake.api.origins import Origins
+    from cake.api.server import names_of, serve, url_of, warn_of_strangers
     from cake.api.service import Service
     from cake.cluster_view import ClusterView
 
     api_key = master.options.api_key
     warn_of_strangers(listening, api_key)
+    origins = Origins(master.options.api_origins, names_of(listening, api_key))
     service = Service(generator, master.model_name, master.sampling)
     tell(f"answering {service.model} at {url_of(listening)}/v1; Ctrl-C ends it")
     view = ClusterView(generator, master.model_name)
     async with view.watched():
-        await serve(build_app(service, view, api_key), listening, view.close)
+        await serve(build_app(service, view, api_key, origins), listening, view.close)
 
 
 def every(name: str) -> bool:

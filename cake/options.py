@@ -53,6 +53,7 @@ class MasterOptions:
     rejoin_timeout: float
     adopt: bool
     api: str | None  # host:port
+    api_origins: frozenset[str]
     cluster_key: str | None = field(repr=False)
     api_key: str | None = field(repr=False)
 

@@ -15,8 +15,9 @@ from typing import TextIO
 
 from prompt_toolkit.utils import get_cwidth
 
-from cake.cluster_view import ClusterView, Snapshot
+from cake.cluster_view import ClusterView
 from cake.generator import Generator
+from cake.snapshot import Snapshot, StageShown
 from cake.tasks import end
 
 FEWEST_ROWS, FEWEST_COLUMNS = 4, 20
@@ -93,7 +94,7 @@ def status_text(shown: Snapshot, first_token_s: float | None) -> str:
     return " · ".join(parts)
 
 
-def _stage_text(stage: Snapshot, state: str) -> str:
+def _stage_text(stage: StageShown, state: str) -> str:
     first, stop = stage["span"]
     blocks = str(first) if stop == first + 1 else f"{first}-{stop - 1}"
     if stage["compute_ms"] is None:

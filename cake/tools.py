@@ -94,11 +94,13 @@ def _function_of(call: Mapping[str, Any]) -> dict[str, Any]:
     function = call.get("function")
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise CakeError("a call in tool_calls has no function with a name")
-    arguments = function.get("arguments") or "{}"
+    arguments = function.get("arguments")
+    if arguments is None:
+        arguments = {}
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
-        except ValueError as error:
+            arguments = json.loads(arguments or "{}")
+        except (ValueError, RecursionError) as error:
             raise CakeError(
                 f"the arguments of a call of {function['name']!r} are no JSON: {error}"
             ) from error
@@ -113,10 +115,9 @@ def _tool(given: Mapping[str, Any]) -> Tool:
         raise CakeError(f"tools of type {kind!r} are not supported; only functions are")
     if not isinstance(function, Mapping):
         raise CakeError("a tool has no 'function' that says its name and parameters")
-    name, parameters = (
-        function.get("name"),
-        function.get("parameters") or {"type": "object", "properties": {}},
-    )
+    name, parameters = function.get("name"), function.get("parameters")
+    if parameters is None:
+        parameters = {"type": "object", "properties": {}}
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise CakeError(
             f"{name!r} cannot be a tool's name; use letters, digits, '_', '-' and '.', at most 64"

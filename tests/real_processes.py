@@ -34,9 +34,14 @@ def answered(result: Result) -> dict:
 
 
 def start_workers(
-    start: Start, folder: Path, *spans: str, quantize: str = "none", dtype: str = "float32"
+    start: Start,
+    folder: Path,
+    *spans: str,
+    quantize: str = "none",
+    dtype: str = "float32",
+    model: Path | None = None,
 ) -> Cluster:
-    """Real workers on free ports."""
+    """Real workers on free ports, of the demo model unless of another."""
     path = folder / "topology.yml"
 
     def write(addresses: list[str]) -> None:
@@ -48,7 +53,7 @@ def start_workers(
 
     write(["127.0.0.1:1"] * len(spans))
     arguments = ("--mode", "worker", "--topology", path, "--address", "127.0.0.1:0", "--dtype", dtype)
-    arguments = (*arguments, "--quantize", quantize)
+    arguments = (*arguments, "--quantize", quantize, *(("--model", model) if model else ()))
     workers = [start(*arguments, "--name", f"worker{i}") for i in range(len(spans))]
     write([worker.wait_for(r" at (127\.0\.0\.1:\d+),")[1] for worker in workers])
     return Cluster(path, workers)

@@ -184,8 +184,9 @@ def test_a_prompt_may_be_its_tokens(client: openai.OpenAI, model: str, demo_mode
     same = client.completions.create(**wanted, prompt=text).choices[0].text
     ids = Tokenizer(demo_model).encode(text)
     assert client.completions.create(**wanted, prompt=ids).choices[0].text == same
-    with pytest.raises(openai.BadRequestError, match="prompt names the token 49152"):
-        client.completions.create(**wanted, prompt=[*ids, 49152])
+    for unknown in (49152, 10**30):
+        with pytest.raises(openai.BadRequestError, match=f"prompt names the token {unknown}"):
+            client.completions.create(**wanted, prompt=[*ids, unknown])
     with pytest.raises(openai.BadRequestError, match="several prompts in one request"):
         client.completions.create(**wanted, prompt=[text, text])
 
@@ -303,6 +304,8 @@ def refused(*arguments: str) -> str:
     ("arguments", "message"),
     [
         (["--api-key", "x"], "--api-key is for --api"),
+        (["--api-origin", "*"], "--api-origin is for --api"),
+        (["--api", "127.0.0.1:0", "--api-origin", "example.org"], "--api-origin example.org: write such as"),
         (["--api", "127.0.0.1:0", "--mode", "worker"], "--api is for a master"),
         (["--api", "127.0.0.1:0", "--chat"], "--api and --chat"),
         (["--api", "127.0.0.1:0", "-n", "5"], "--api and --sample-len"),

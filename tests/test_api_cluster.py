@@ -55,6 +55,12 @@ async def test_events_come_at_once_and_twice_a_second(served: Served) -> None:
     assert times[3] - times[1] == pytest.approx(1.0, abs=0.25)
 
 
+async def test_who_asks_for_the_head_of_a_stream_does_not_wait_for_its_end(served: Served) -> None:
+    answer = await served.client.head("/api/v1/events")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert served.view.streams == 0
+
+
 async def test_a_client_that_leaves_ends_its_stream(served: Served) -> None:
     async with served.client.stream("GET", "/api/v1/events") as response:
         await anext(events_of(response))

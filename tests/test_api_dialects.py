@@ -15,7 +15,7 @@ import ollama
 import pytest
 from tool_template import with_tools
 
-from cake.api import handlers as handlers_module
+from cake.api import json_body
 from cake.api import service as service_module
 from cake.api.anthropic.requests import Prompt
 from cake.api.app import build_app
@@ -323,7 +323,7 @@ async def test_an_error_of_our_own_is_named_in_the_log_only(
 async def test_a_request_that_is_too_large_is_refused(
     served: Served, asking: Asking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handlers_module, "MOST_BODY_BYTES", 10)
+    monkeypatch.setattr(json_body, "MOST_BODY_BYTES", 10)
     path, body = asking
     answer = await served.http.post(path, json=body)
     assert answer.status_code == 413

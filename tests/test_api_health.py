@@ -6,16 +6,18 @@ from pathlib import Path
 
 from conftest import NoText, pipeline_over, serving
 from starlette.applications import Starlette
+from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from cake.api.health import health_routes
+from cake.api.health import health_endpoints
 from cake.cluster_view import ClusterView
 from cake.generator import Generator
 
 
 def told(view: ClusterView) -> tuple[int, str]:
     """Status and state; all that is asked must fit together."""
-    client = TestClient(Starlette(routes=health_routes(view, "tiny")))
+    routes = [Route(each.path, each.handler) for each in health_endpoints(view, "tiny")]
+    client = TestClient(Starlette(routes=routes))
     answer = client.get("/health")
     body = answer.json()
     assert body["ready"] == (answer.status_code == 200) == ("Retry-After" not in answer.headers)

@@ -194,7 +194,7 @@ def test_a_format_that_is_not_known_is_refused(api_url: str, model: str) -> None
     answer = httpx2.post(f"{api_url}/api/generate", json=body, headers=BEARER)
     assert (answer.status_code, answer.json()) == (
         400,
-        {"error": "format: Value error, json, or a JSON schema"},
+        {"error": "format: json, or a JSON schema"},
     )
 
 

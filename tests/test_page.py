@@ -186,6 +186,20 @@ def test_texts_can_be_read_and_nothing_is_cut_off(
     assert page.evaluate("document.documentElement.scrollWidth") == size["width"]
 
 
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_the_apis_description_can_be_read(page: Any, size: Any, colours: str) -> None:
+    page.set_viewport_size(size)
+    page.emulate_media(color_scheme=colours)
+    page.click("nav >> text=API")
+    page.click("text=ChatRequest >> nth=0")
+    assert page.locator("#type-ChatRequest").is_visible()
+    assert page.evaluate(FAINT_TEXTS) == []
+    assert page.evaluate("document.documentElement.scrollWidth") == size["width"]
+    page.click("nav >> text=Cluster")
+    page.wait_for_selector("#pipeline .node >> nth=2")
+
+
 def test_a_killed_worker_is_shown_at_once_and_its_answer_goes_on_when_it_is_back(
     page: Any, cluster: Running
 ) -> None:

@@ -107,6 +107,13 @@ def test_text_that_is_no_unicode_is_refused_in_tools_too(tokenizer: Tokenizer) -
         tokenizer.encode_chat([QUESTION], [{**NOW, "note": ["\ud800"]}])
 
 
+def test_what_is_nested_too_deeply_for_a_template_is_refused(tokenizer: Tokenizer) -> None:
+    deep = {"name": "now", "arguments": 900 * '{"a":' + "1" + 900 * "}"}
+    called = {"role": "assistant", "tool_calls": [{"function": deep}]}
+    with pytest.raises(CakeError, match=r"nested too deeply|are no JSON"):
+        tokenizer.encode_chat(template_messages([QUESTION, called]))
+
+
 def test_choices() -> None:
     tools = [WEATHER, NOW]
     assert read_offer(tools, None) == read_offer(tools, "auto")
@@ -143,6 +150,7 @@ def test_tools_that_are_refused(tools: Sequence[Mapping[str, Any]], choice: Any,
         ({"arguments": "{}"}, "no function with a name"),
         ({"name": "now", "arguments": "{"}, "are no JSON:"),
         ({"name": "now", "arguments": "[]"}, "no JSON object"),
+        ({"name": "now", "arguments": 100_000 * '{"a":'}, "are no JSON:"),
     ],
 )
 def test_calls_that_are_refused(function: dict[str, str], reason: str) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -20,7 +20,7 @@ class Shape(Protocol):
 
     media_type: str  # of streams
 
-    def whole(self, task: Task, answers: Sequence[Sequence[Delta]]) -> dict[str, Any]:
+    def whole(self, task: Task, answers: Sequence[Sequence[Delta]]) -> Mapping[str, Any]:
         """The answers as one object."""
 
     def begin(self, task: Task) -> str:

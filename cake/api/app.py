@@ -2,6 +2,7 @@
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
@@ -10,23 +11,31 @@ from starlette.types import Scope
 from cake.api.anthropic.routes import anthropic_dialect
 from cake.api.cluster import cluster_endpoints
 from cake.api.errors import ApiError
+from cake.api.gate import Gate
 from cake.api.guard import guarded
-from cake.api.handlers import Dialect, Endpoint, Handler
-from cake.api.health import health_routes
+from cake.api.handlers import About, Dialect, Endpoint, Handler
+from cake.api.health import health_endpoints
 from cake.api.metrics import Metrics
 from cake.api.ollama.routes import ollama_dialect
 from cake.api.openai.routes import openai_dialect
 from cake.api.openai.shapes import error_body
+from cake.api.openapi import openapi
+from cake.api.origins import Origins
 from cake.api.page_files import page_routes
 from cake.api.service import Service
 from cake.cluster_view import ClusterView
 
+METRICS = About("What Prometheus reads.", text="text/plain", group="Cluster")
+ANYWHERE = Origins()
 
-def build_app(service: Service, view: ClusterView, api_key: str | None = None) -> Starlette:
+
+def build_app(
+    service: Service, view: ClusterView, api_key: str | None = None, origins: Origins = ANYWHERE
+) -> Starlette:
     """All routes; with a key, who does not bring it is told only whether the server is well."""
     metrics = Metrics(view)
-    own = Dialect([*cluster_endpoints(view), Endpoint("/metrics", metrics.answer)], error_body)
-
+    own = Dialect([*cluster_endpoints(view), Endpoint("/metrics", metrics.answer, about=METRICS)], error_body)
+    well = health_endpoints(view, service.model)
     dialects = [anthropic_dialect(service), openai_dialect(service), ollama_dialect(service), own]
 
     def route(endpoint: Endpoint, dialect: Dialect) -> Route:
@@ -34,16 +43,27 @@ def build_app(service: Service, view: ClusterView, api_key: str | None = None) -
         counted = metrics.counted(endpoint.path, handler)
         return _HeaderRoute(endpoint.header, endpoint.path, counted, methods=[endpoint.method])
 
-    async def no_such_route(request: Request, error: Exception) -> Response:
-        spoken = next((dialect for dialect in dialects if dialect.is_spoken(request)), own)
-        return _no_such_route(request, error).response(spoken.error_body)
+    def refusal(request: Request, error: ApiError) -> Response:
+        spoken = next((dialect for dialect in dialects if _is_in(dialect, request)), own)
+        return error.response(spoken.error_body)
 
+    async def no_such_route(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        response = refusal(request, _no_such_route(request, error))
+        response.headers.update(error.headers or {})  # which methods there are
+        return response
+
+    endpoints = [*(endpoint for dialect in dialects for endpoint in dialect.endpoints), *well]
     routes = [
         *(route(endpoint, dialect) for dialect in dialects for endpoint in dialect.endpoints),
-        *health_routes(view, service.model),
-        *page_routes(),
+        *(Route(endpoint.path, endpoint.handler) for endpoint in well),
+        *page_routes(openapi(endpoints, service.model, api_key is not None)),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: no_such_route})
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(Gate, origins, refusal)],
+        exception_handlers={HTTPException: no_such_route},
+    )
 
 
 class _HeaderRoute(Route):
@@ -59,8 +79,12 @@ class _HeaderRoute(Route):
         return super().matches(scope)
 
 
-def _no_such_route(request: Request, error: Exception) -> ApiError:
-    assert isinstance(error, HTTPException)
+def _is_in(dialect: Dialect, request: Request) -> bool:
+    has_path = any(each.path == request.url.path and each.header is None for each in dialect.endpoints)
+    return has_path or dialect.is_spoken(request)
+
+
+def _no_such_route(request: Request, error: HTTPException) -> ApiError:
     path = request.url.path
     message = (
         f"{request.method} is not for {path}" if error.status_code == 405 else f"there is no {path} here"

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
+from cake.api.answers import Kind
 from cake.errors import (
     CakeError,
     CheckpointError,
@@ -31,7 +32,7 @@ class ApiError(Exception):
     """An answer of another status than 200."""
 
     def __init__(
-        self, status: int, message: str, code: str | None = None, kind: str = "invalid_request_error"
+        self, status: int, message: str, code: str | None = None, kind: Kind = "invalid_request_error"
     ) -> None:
         super().__init__(message)
         self.status, self.code, self.kind = status, code, kind
@@ -75,4 +76,5 @@ def _what_is_wrong(error: ValidationError) -> str:
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"{where} is not supported"
-    return f"{where}: {first['msg']}" if where else first["msg"]
+    what = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {what}" if where else what

@@ -1,7 +1,6 @@
-"""Who may ask: those who know the key, and no pages of other origins."""
+"""Who may ask: those who know the key."""
 
 import hmac
-from urllib.parse import urlsplit
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -29,14 +28,6 @@ def _check(request: Request, api_key: str | None) -> None:
     """Raise `ApiError` unless whoever asks may."""
     if api_key is not None and not _knows(request, api_key):
         raise ApiError(401, "the API key is missing or wrong", "invalid_api_key")
-    if not _is_own(request):
-        raise ApiError(403, "pages of other origins may not ask here", "foreign_origin")
-
-
-def _is_own(request: Request) -> bool:
-    """Whether no page asks, or the server's own: a browser says which page it is that makes it ask."""
-    origin = request.headers.get("Origin")
-    return origin is None or urlsplit(origin).netloc == request.headers.get("Host")
 
 
 def _knows(request: Request, api_key: str) -> bool:

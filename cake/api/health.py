@@ -3,25 +3,36 @@
 Asks for no key, so it tells strangers nothing of who serves what.
 """
 
+from dataclasses import replace
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
+from cake.api.answers import Alive, Health
 from cake.api.errors import RETRY_AFTER_S
+from cake.api.handlers import About, Endpoint
 from cake.cluster_view import ClusterView
 
+WELL = About("Whether the server is well.", Health, unready=Health, group="Cluster", needs_key=False)
+READY = replace(WELL, summary="The same as `/health`.")
+LIVE = About("Whether anybody answers.", Alive, group="Cluster", needs_key=False)
 
-def health_routes(view: ClusterView, model: str) -> list[Route]:
+
+def health_endpoints(view: ClusterView, model: str) -> list[Endpoint]:
     """`/health` says all; `/health/live` is 200 while anybody answers, `/health/ready` as `/health`."""
 
     async def live(request: Request) -> Response:
-        return JSONResponse({"live": True})
+        alive: Alive = {"live": True}
+        return JSONResponse(alive)
 
     async def ready(request: Request) -> Response:
         status = view.condition
         ready = status in ("ready", "degraded")
-        told = {"status": status, "live": True, "ready": ready, "model": model}
+        told: Health = {"status": status, "live": True, "ready": ready, "model": model}
         return JSONResponse(told) if ready else JSONResponse(told, 503, {"Retry-After": str(RETRY_AFTER_S)})
 
-    paths = {"/health": ready, "/health/ready": ready, "/health/live": live}
-    return [Route(path, handler) for path, handler in paths.items()]
+    return [
+        Endpoint("/health", ready, about=WELL),
+        Endpoint("/health/ready", ready, about=READY),
+        Endpoint("/health/live", live, about=LIVE),
+    ]

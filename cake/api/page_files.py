@@ -3,12 +3,16 @@
 Knows nothing of what they do.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
+
+from cake.api.manual import manual_of
 
 FOLDER = Path(__file__).parent / "page"
 # Nothing from elsewhere is loaded or asked, and nobody may put the page into a frame of theirs.
@@ -24,6 +28,22 @@ async def _index(request: Request) -> Response:
     return FileResponse(FOLDER / "index.html", headers=HEADERS)
 
 
-def page_routes() -> list[BaseRoute]:
-    """`/` and what it loads. They tell nothing of the cluster, so they need no key."""
-    return [Route("/", _index), Mount("/page", StaticFiles(directory=FOLDER))]
+def page_routes(described: Mapping[str, Any]) -> list[BaseRoute]:
+    """`/` and what it loads, and the API's description, for people too.
+
+    They tell nothing of the cluster, so they need no key.
+    """
+    manual = manual_of(described)
+
+    async def openapi(request: Request) -> Response:
+        return JSONResponse(described)
+
+    async def docs(request: Request) -> Response:
+        return HTMLResponse(manual, headers=HEADERS)
+
+    return [
+        Route("/", _index),
+        Route("/openapi.json", openapi),
+        Route("/docs", docs),
+        Mount("/page", StaticFiles(directory=FOLDER)),
+    ]

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from cake.api.connection import KEEP_ALIVE_S, ClientConnection
 from cake.api.errors import ApiError
 from cake.api.openai.shapes import error_body
+from cake.api.origins import Names
 from cake.errors import CakeError
 from cake.topology import format_address, parse_address
 
@@ -93,10 +94,22 @@ def url_of(listening: socket.socket) -> str:
     return f"http://{format_address(host, port)}"
 
 
+def is_private(listening: socket.socket) -> bool:
+    """Whether this machine alone reaches it."""
+    return ipaddress.ip_address(listening.getsockname()[0]).is_loopback
+
+
 def warn_of_strangers(listening: socket.socket, api_key: str | None) -> None:
     """Say so where others than this machine may come in without a key."""
-    if api_key is None and not ipaddress.ip_address(listening.getsockname()[0]).is_loopback:
+    if api_key is None and not is_private(listening):
         log.warning("whoever reaches this address may use the model: set --api-key, or listen on 127.0.0.1")
+
+
+def names_of(listening: socket.socket, api_key: str | None) -> Names:
+    """By which names it may be asked. Who knows the key may use any: a stranger's page does not know it."""
+    if api_key is not None:
+        return "any"
+    return "machine" if is_private(listening) else "network"
 
 
 async def serve(app: ASGIApp, listening: socket.socket, on_leave: Callable[[], object]) -> None:

@@ -101,6 +101,8 @@ class Tokenizer:
             raise CakeError(
                 f"the model's chat template refuses this: {error}; try --system-prompt '' or --raw"
             ) from error
+        except RecursionError as error:
+            raise CakeError("the tools, or the arguments of a call, are nested too deeply") from error
         return list(ids)
 
     def token_bytes(self, token: int) -> bytes:
@@ -123,13 +125,15 @@ class Tokenizer:
 
 def _texts(value: object) -> Iterator[str]:
     """Every text in what came as JSON."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _texts([*value.keys(), *value.values()])
-    elif isinstance(value, Sequence):
-        for each in value:
-            yield from _texts(each)
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, str):
+            yield each
+        elif isinstance(each, Mapping):
+            waiting += [*each.keys(), *each.values()]
+        elif isinstance(each, Sequence):
+            waiting += each
 
 
 def _check_text(text: str) -> None:

@@ -3,7 +3,9 @@
 import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
+
+from typing_extensions import TypedDict
 
 from cake.api.errors import ApiError
 from cake.api.handlers import EVENTS
@@ -17,6 +19,20 @@ ERROR_TYPES = {
     413: "request_too_large",
     429: "rate_limit_error",
 }
+
+
+class AnthropicFault(TypedDict):
+    """What was wrong."""
+
+    type: str
+    message: str
+
+
+class AnthropicError(TypedDict):
+    """Every answer of another status than 200."""
+
+    type: Literal["error"]
+    error: AnthropicFault
 
 
 class MessageReply:
@@ -104,7 +120,7 @@ class MessageReply:
         return {"stop_reason": reason, "stop_sequence": choice.stop if reason == "stop_sequence" else None}
 
 
-def error_body(error: ApiError) -> dict[str, Any]:
+def error_body(error: ApiError) -> AnthropicError:
     """The JSON object that tells of an error."""
     usual = "invalid_request_error" if error.status < 500 else "api_error"
     kind = "overloaded_error" if error.code == "busy" else ERROR_TYPES.get(error.status, usual)

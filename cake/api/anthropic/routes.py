@@ -7,12 +7,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from cake.api.answering import answered
-from cake.api.anthropic.messages import MessageReply, error_body
+from cake.api.anthropic.messages import AnthropicError, MessageReply, error_body
 from cake.api.anthropic.requests import MessagesRequest, Prompt
-from cake.api.handlers import Dialect, Endpoint, posted
+from cake.api.handlers import About, Dialect, Endpoint, posted
 from cake.api.service import Service
 
 VERSION_HEADER = "anthropic-version"  # which all clients of this dialect send
+
+Object = dict[str, Any]
+MESSAGES = About("Answer a chat.", Object, Object, error=AnthropicError, group="Anthropic")
+COUNT = About("How many tokens a chat has.", Object, error=AnthropicError, group="Anthropic")
 
 
 def anthropic_dialect(service: Service) -> Dialect:
@@ -37,8 +41,8 @@ def anthropic_dialect(service: Service) -> Dialect:
         return JSONResponse(_model(service))
 
     endpoints = [
-        posted("/v1/messages", MessagesRequest, messages),
-        posted("/v1/messages/count_tokens", Prompt, count_tokens),
+        posted("/v1/messages", MessagesRequest, messages, MESSAGES),
+        posted("/v1/messages/count_tokens", Prompt, count_tokens, COUNT),
         Endpoint("/v1/models", models, header=VERSION_HEADER),
         Endpoint("/v1/models/{name:path}", model, header=VERSION_HEADER),
     ]

@@ -3,19 +3,28 @@
 import json
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from cake.api.errors import ApiError
+from cake.api.handlers import LINES
 from cake.api.task import Delta, ScoredToken, Task, TokenScore
 from cake.tool_calls import Call
+
+
+class OllamaError(TypedDict):
+    """Every answer of another status than 200."""
+
+    error: str
 
 
 class Reply:
     """An answer that is timed from here on."""
 
-    media_type = "application/x-ndjson"
+    media_type = LINES
 
     def __init__(self, model: str) -> None:
         """`model` is what the client calls it."""
@@ -87,7 +96,7 @@ class TextReply(Reply):
         return {"response": text}
 
 
-def error_body(error: ApiError) -> dict[str, Any]:
+def error_body(error: ApiError) -> OllamaError:
     """The JSON object that tells of an error."""
     return {"error": str(error)}
 
@@ -97,7 +106,7 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")
 
 
-def _line(said: dict[str, Any]) -> str:
+def _line(said: Mapping[str, Any]) -> str:
     return json.dumps(said, ensure_ascii=False) + "\n"
 
 

@@ -1,16 +1,25 @@
 """Ollama's routes over a service."""
 
+from typing import Any
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from cake.api.answering import answered
 from cake.api.errors import ApiError
-from cake.api.handlers import Dialect, Endpoint, posted
+from cake.api.handlers import About, Dialect, Endpoint, posted
 from cake.api.ollama.models import LATEST, VERSION, Listed
-from cake.api.ollama.replies import ChatReply, TextReply, error_body
+from cake.api.ollama.replies import ChatReply, OllamaError, TextReply, error_body
 from cake.api.ollama.requests import ChatRequest, Generated, GenerateRequest, ShowRequest
 from cake.api.service import Service
 from cake.api.task import Task
+
+Object = dict[str, Any]
+
+
+def _about(summary: str, *errors: int, streams: bool = False) -> About:
+    line = Object if streams else None
+    return About(summary, Object, line=line, errors=errors, error=OllamaError, group="Ollama")
 
 
 def ollama_dialect(service: Service) -> Dialect:
@@ -48,12 +57,12 @@ def ollama_dialect(service: Service) -> Dialect:
         return JSONResponse({"version": VERSION})
 
     endpoints = [
-        posted("/api/chat", ChatRequest, chat),
-        posted("/api/generate", GenerateRequest, generate),
-        posted("/api/show", ShowRequest, show),
-        Endpoint("/api/tags", tags),
-        Endpoint("/api/ps", running),
-        Endpoint("/api/version", version),
+        posted("/api/chat", ChatRequest, chat, _about("Answer a chat.", streams=True)),
+        posted("/api/generate", GenerateRequest, generate, _about("Answer a prompt.", streams=True)),
+        posted("/api/show", ShowRequest, show, _about("What the model is.")),
+        Endpoint("/api/tags", tags, about=_about("Which models are served.")),
+        Endpoint("/api/ps", running, about=_about("Which of them are loaded.")),
+        Endpoint("/api/version", version, about=_about("Whose API this is.")),
     ]
     return Dialect(endpoints, error_body, _is_spoken)
 

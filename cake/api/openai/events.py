@@ -1,6 +1,6 @@
 """OpenAI's shapes as answers are sent in them: chunks become server-sent events."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cake.api.errors import ApiError
@@ -8,7 +8,8 @@ from cake.api.handlers import EVENTS, event
 from cake.api.openai.shapes import ChatShape, CompletionShape, error_body
 from cake.api.task import Delta, Task
 
-DONE = "data: [DONE]\n\n"
+DONE = "[DONE]"
+LAST = f"data: {DONE}\n\n"
 
 
 class Events:
@@ -20,7 +21,7 @@ class Events:
         """With `usage` a stream ends with the count of its tokens."""
         self._shape, self._usage = shape, usage
 
-    def whole(self, task: Task, answers: Sequence[Sequence[Delta]]) -> dict[str, Any]:
+    def whole(self, task: Task, answers: Sequence[Sequence[Delta]]) -> Mapping[str, Any]:
         """The answers as one object."""
         return self._shape.whole(task, answers)
 
@@ -35,7 +36,7 @@ class Events:
     def end(self, task: Task) -> str:
         """The last chunk of each answer, and what is sent when there is no more."""
         last = [event(self._shape.last(number, task)) for number in range(task.n)]
-        return "".join([*last, event(self._shape.usage(task)) if self._usage else "", DONE])
+        return "".join([*last, event(self._shape.usage(task)) if self._usage else "", LAST])
 
     def failed(self, error: ApiError) -> str:
         """An error alone: nobody shall take its answer for a whole one."""

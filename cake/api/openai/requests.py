@@ -7,41 +7,118 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
-from cake.api.bodies import ANY_OBJECT, Bias, Body, Finite, Penalty
+from cake.api.bodies import ANY_OBJECT, WHOLE, Bias, Body, Finite, Index, ModelName, Natural, Penalty
 from cake.api.task import Asked
-from cake.tools import Offer, read_offer
+from cake.tools import NAME, Offer, read_offer
 
 MOST_STOPS = 4
 MOST_CHOICES = 16
 MOST_LOGPROBS = 20
+Biases = Annotated[
+    Mapping[Annotated[int, Field(ge=0)], Bias],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": "^[0-9]+$"},
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+        }
+    ),
+]
+# Of these `cake.tools` knows what they may be, and how to say what is wrong.
+FUNCTION = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "name": {"type": "string", "pattern": f"^{NAME.pattern}$"},
+        "parameters": {"anyOf": [{"type": "object", "description": "A JSON schema."}, {"type": "null"}]},
+    },
+}
+Tool = Annotated[
+    Mapping[str, Any],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "required": ["function"],
+            "properties": {"type": {"const": "function"}, "function": FUNCTION},
+        }
+    ),
+]
+NAMED = {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}}
+ToolChoice = Annotated[
+    str | Mapping[str, Any],
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"enum": ["none", "auto", "required"]},
+                {"type": "object", "required": ["function"], "properties": {"function": NAMED}},
+            ]
+        }
+    ),
+]
+CALLED = {
+    **NAMED,
+    "properties": {
+        "name": {"type": "string"},
+        "arguments": {"anyOf": [{"type": kind} for kind in ("string", "object", "null")]},
+    },
+}
+Called = Annotated[
+    dict[str, Any],
+    WithJsonSchema({"type": "object", "required": ["function"], "properties": {"function": CALLED}}),
+]
+Stop = Annotated[str, Field(min_length=1)]
+Prompt = str | Annotated[list[Index], Field(min_length=1)]
+QUESTION = [{"role": "user", "content": "Hello!"}]
 
 
-class StreamOptions(Body):
+class Exact(Body):
+    """A number is no text that says one, and neither is whether something is so."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class StreamOptions(Exact):
     """Of a streamed answer."""
 
     include_usage: bool = False
+    """Whether a last event counts the tokens."""
 
 
-class Sampled(Body):
+class Sampled(Exact):
     """What requests of both kinds can ask for."""
 
-    model: str
+    model: ModelName
+    """The model that `/v1/models` lists."""
     stream: bool = False
+    """Whether the answer comes piece by piece, as server-sent events."""
     stream_options: StreamOptions | None = None
-    stop: str | list[str] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """For streamed answers only."""
+    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
+    """Texts before which the answer ends."""
+    max_tokens: Natural | None = None
+    """How long the answer may become; what fits the context, unless this says less."""
     temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
+    """Higher is more surprising; 0 always takes the likeliest token."""
     top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    """Choose among the likeliest tokens that together have this probability."""
+    top_k: Index | None = None
+    """Choose among so many of the likeliest tokens; 0 for all."""
+    seed: Annotated[int, Field(ge=0, lt=2**63), WHOLE] | None = None
+    """The same seed gives the same text."""
     repetition_penalty: Annotated[Finite, Field(ge=0.01, le=100)] | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
-    user: str | None = None  # clients say who asks; it changes nothing
+    """Above 1 makes tokens less likely that came recently."""
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES), WHOLE] | None = None
+    """How many answers are wanted."""
+    user: str | None = None
+    """Who asks, as clients may say; it changes nothing."""
     presence_penalty: Penalty | None = None
+    """Makes tokens less likely that the answer has already."""
     frequency_penalty: Penalty | None = None
-    logit_bias: Mapping[Annotated[int, Field(ge=0)], Bias] | None = None
+    """The same, as often as it has them."""
+    logit_bias: Biases | None = None
+    """Token ids, and how much likelier they are made; 100 makes one certain, -100 impossible."""
 
     @property
     def asked(self) -> Asked:
@@ -60,31 +137,36 @@ class Sampled(Body):
             logit_bias=self.logit_bias,
         )
 
-    @field_validator("stop")
+    @field_validator("stop", mode="before")
     @classmethod
-    def _few_and_not_empty(cls, stop: str | list[str] | None) -> str | list[str] | None:
-        stops = [stop] if isinstance(stop, str) else stop or []
+    def _few_and_not_empty(cls, stop: object) -> object:
+        stops = stop if isinstance(stop, list) else [stop]
         if len(stops) > MOST_STOPS or "" in stops:
             raise ValueError(f"at most {MOST_STOPS} texts, none of them empty")
         return stop
 
 
-class TextPart(Body):
+class TextPart(Exact):
     """A part of a message; pictures and sound are refused."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(Body):
+class Message(Exact):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
+    """Who speaks; a developer's words are a system's."""
     content: str | list[TextPart] | None = None
+    """What is said."""
     name: str | None = None
+    """The speaker's name, for models whose chat template knows names."""
     refusal: None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[Called] | None = None
+    """The calls of an earlier answer, as they came."""
     tool_call_id: str | None = None
+    """Which call this is the result of."""
 
     @property
     def for_template(self) -> dict[str, Any]:
@@ -99,16 +181,19 @@ class Message(Body):
         return told | {key: value for key, value in given.items() if value}
 
 
-class Schema(Body):
+class Schema(Exact):
     """A JSON schema that the answer keeps to."""
 
     name: str
     description: str | None = None
+    """For people; the model is not told."""
     schema_: Mapping[str, Any] = Field(default_factory=dict, alias="schema")
-    strict: bool | None = None  # it is kept to in any case
+    """The schema itself."""
+    strict: bool | None = None
+    """It is kept to in any case."""
 
 
-class ResponseFormat(Body):
+class ResponseFormat(Exact):
     """What the answer is to be."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -131,14 +216,22 @@ class ResponseFormat(Body):
 class ChatRequest(Sampled):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, examples=[QUESTION])]
+    """The conversation so far, oldest first."""
+    max_completion_tokens: Natural | None = None
+    """The same as `max_tokens`, by its newer name."""
     response_format: ResponseFormat | None = None
-    tools: Sequence[Mapping[str, Any]] | None = None
-    tool_choice: str | Mapping[str, Any] | None = None
-    parallel_tool_calls: Literal[True] | None = None  # the model decides
+    """What the answer is held to."""
+    tools: Sequence[Tool] | None = None
+    """Functions that the model may call, in OpenAI's form, of which the client runs them."""
+    tool_choice: ToolChoice | None = None
+    """`none`, `auto`, `required`, or the one function that must be called."""
+    parallel_tool_calls: Literal[True] | None = None
+    """The model decides."""
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    """Whether each token brings its log probability."""
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS), WHOLE] | None = None
+    """With `logprobs`: those of so many of the likeliest tokens too."""
 
     @model_validator(mode="after")
     def _scores_all_or_none(self) -> "ChatRequest":
@@ -163,14 +256,17 @@ class ChatRequest(Sampled):
 class CompletionRequest(Sampled):
     """`POST /v1/completions`."""
 
-    prompt: str | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]  # or its tokens
+    prompt: Annotated[Prompt, Field(examples=["One, two, three,"])]
+    """The text that goes on, or its token ids."""
     echo: bool = False
-    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    """Whether the answer begins with the prompt."""
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS), WHOLE] | None = None
+    """Each token brings its log probability, and those of so many of the likeliest."""
 
     @field_validator("prompt", mode="before")
     @classmethod
     def _only_one(cls, prompt: object) -> object:
-        if isinstance(prompt, list) and any(not isinstance(token, int) for token in prompt):
+        if isinstance(prompt, list) and any(not isinstance(token, int | float) for token in prompt):
             raise ValueError(
                 "a text, or a list of token ids; several prompts in one request are not supported"
             )

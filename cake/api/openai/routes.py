@@ -1,18 +1,34 @@
 """OpenAI's routes over a service."""
 
-from typing import Any
+from dataclasses import replace
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from cake.api.answering import answered
+from cake.api.answers import (
+    ChatChunk,
+    ChatCompletion,
+    Completion,
+    CompletionChunk,
+    ErrorAnswer,
+    LastChatChunk,
+    ModelCard,
+    ModelList,
+)
 from cake.api.errors import ApiError
-from cake.api.handlers import Dialect, Endpoint, posted
-from cake.api.openai.events import Events
+from cake.api.handlers import About, Dialect, Endpoint, posted
+from cake.api.openai.events import DONE, Events
 from cake.api.openai.requests import ChatRequest, CompletionRequest, Sampled
 from cake.api.openai.shapes import ChatShape, CompletionShape, error_body
 from cake.api.service import Service
 from cake.api.task import Task
+
+CHAT = About("Answer a chat.", ChatCompletion, ChatChunk | LastChatChunk | ErrorAnswer, DONE)
+SAME_CHAT = replace(CHAT, summary="The same as `/v1/chat/completions`.")
+COMPLETION = About("Go on where a prompt ends.", Completion, CompletionChunk | Completion | ErrorAnswer, DONE)
+MODELS = About("Which models are served.", ModelList)
+MODEL = About("One of them.", ModelCard, errors=(404,))
 
 
 def openai_dialect(service: Service) -> Dialect:
@@ -46,14 +62,14 @@ def openai_dialect(service: Service) -> Dialect:
         return JSONResponse(_model(service))
 
     endpoints = [
-        posted("/v1/chat/completions", ChatRequest, chat),
-        posted("/api/v1/chat/completions", ChatRequest, chat),
-        posted("/v1/completions", CompletionRequest, complete),
-        Endpoint("/v1/models", models),
-        Endpoint("/v1/models/{name:path}", model),
+        posted("/v1/chat/completions", ChatRequest, chat, CHAT),
+        posted("/api/v1/chat/completions", ChatRequest, chat, SAME_CHAT),
+        posted("/v1/completions", CompletionRequest, complete, COMPLETION),
+        Endpoint("/v1/models", models, about=MODELS),
+        Endpoint("/v1/models/{name:path}", model, about=MODEL),
     ]
     return Dialect(endpoints, error_body)
 
 
-def _model(service: Service) -> dict[str, Any]:
+def _model(service: Service) -> ModelCard:
     return {"id": service.model, "object": "model", "created": service.started, "owned_by": "cake"}

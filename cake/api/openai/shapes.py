@@ -3,8 +3,27 @@
 import secrets
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
 
+from cake.api.answers import (
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatDelta,
+    ChatLogprobs,
+    Chosen,
+    Common,
+    Completion,
+    CompletionChoice,
+    CompletionChunk,
+    CompletionLogprobs,
+    ErrorAnswer,
+    LastChatChunk,
+    Likely,
+    Said,
+    ToolCall,
+    Usage,
+)
 from cake.api.errors import ApiError
 from cake.api.task import Delta, ScoredToken, Task, TokenScore
 from cake.tool_calls import Call
@@ -14,16 +33,16 @@ class ChatShape:
     """Of chat completions."""
 
     def __init__(self, model: str) -> None:
-        self._common = {
+        self._common: Common = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
             "model": model,
         }
         self._n_calls: dict[int, int] = {}  # of each answer
 
-    def whole(self, task: Task, answers: Sequence[Sequence[Delta]]) -> dict[str, Any]:
+    def whole(self, task: Task, answers: Sequence[Sequence[Delta]]) -> ChatCompletion:
         """The answers as one object."""
-        choices = [
+        choices: list[ChatChoice] = [
             {
                 "index": i,
                 "message": _message(parts),
@@ -34,31 +53,36 @@ class ChatShape:
         ]
         return {**self._common, "object": "chat.completion", "choices": choices, "usage": _usage(task)}
 
-    def first(self, number: int) -> dict[str, Any]:
+    def first(self, number: int) -> ChatChunk:
         """The chunk that says who speaks."""
         return self._chunk(number, {"role": "assistant", "content": ""})
 
-    def part(self, number: int, part: Delta) -> dict[str, Any]:
+    def part(self, number: int, part: Delta) -> ChatChunk:
         """A piece of an answer."""
-        delta: dict[str, Any] = {"content": part.text} if part.text else {}
+        delta: ChatDelta = {"content": part.text} if part.text else {}
         if part.calls:
             first = self._n_calls.get(number, 0)
             self._n_calls[number] = first + len(part.calls)
             delta["tool_calls"] = [{"index": i, **_call(call)} for i, call in enumerate(part.calls, first)]
         return self._chunk(number, delta, logprobs=_logprobs([part]))
 
-    def last(self, number: int, task: Task) -> dict[str, Any]:
+    def last(self, number: int, task: Task) -> ChatChunk:
         """Why an answer ended."""
         return self._chunk(number, {}, task.choices[number].finish_reason)
 
-    def usage(self, task: Task) -> dict[str, Any]:
+    def usage(self, task: Task) -> LastChatChunk:
         """How many tokens it were."""
         return {**self._common, "object": "chat.completion.chunk", "choices": [], "usage": _usage(task)}
 
     def _chunk(
-        self, number: int, delta: dict[str, Any], reason: str | None = None, logprobs: object = None
-    ) -> dict[str, Any]:
-        choice = {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        self, number: int, delta: ChatDelta, reason: str | None = None, logprobs: ChatLogprobs | None = None
+    ) -> ChatChunk:
+        choice: ChatChunkChoice = {
+            "index": number,
+            "delta": delta,
+            "logprobs": logprobs,
+            "finish_reason": reason,
+        }
         return {**self._common, "object": "chat.completion.chunk", "choices": [choice]}
 
 
@@ -66,50 +90,50 @@ class CompletionShape:
     """Of plain completions."""
 
     def __init__(self, model: str, echoed: str = "") -> None:
-        self._common = {
+        self._common: Common = {
             "id": f"cmpl-{secrets.token_hex(12)}",
-            "object": "text_completion",
             "created": int(time.time()),
             "model": model,
         }
         self._echoed = echoed
         self._lengths: dict[int, int] = {}  # characters of each answer so far
 
-    def whole(self, task: Task, answers: Sequence[Sequence[Delta]]) -> dict[str, Any]:
+    def whole(self, task: Task, answers: Sequence[Sequence[Delta]]) -> Completion:
         """The answers as one object."""
         choices = [
             self._choice(i, self._echoed + _text(parts), choice.finish_reason, self._logprobs(i, parts))
             for i, (choice, parts) in enumerate(zip(task.choices, answers, strict=True))
         ]
-        return {**self._common, "choices": choices, "usage": _usage(task)}
+        return {**self._common, "object": "text_completion", "choices": choices, "usage": _usage(task)}
 
-    def first(self, number: int) -> dict[str, Any]:
+    def first(self, number: int) -> CompletionChunk:
         """The chunk that repeats the prompt, where that was asked for."""
         return self._chunk(self._choice(number, self._echoed))
 
-    def part(self, number: int, part: Delta) -> dict[str, Any]:
+    def part(self, number: int, part: Delta) -> CompletionChunk:
         """A piece of an answer."""
         return self._chunk(self._choice(number, part.text, logprobs=self._logprobs(number, [part])))
 
-    def last(self, number: int, task: Task) -> dict[str, Any]:
+    def last(self, number: int, task: Task) -> CompletionChunk:
         """Why an answer ended."""
         return self._chunk(self._choice(number, "", task.choices[number].finish_reason))
 
-    def usage(self, task: Task) -> dict[str, Any]:
+    def usage(self, task: Task) -> Completion:
         """How many tokens it were."""
-        return {**self._common, "choices": [], "usage": _usage(task)}
+        return {**self._common, "object": "text_completion", "choices": [], "usage": _usage(task)}
 
-    def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
-        return {**self._common, "choices": [choice]}
+    def _chunk(self, choice: CompletionChoice) -> CompletionChunk:
+        return {**self._common, "object": "text_completion", "choices": [choice]}
 
     def _choice(
-        self, number: int, text: str, reason: str | None = None, logprobs: object = None
-    ) -> dict[str, Any]:
+        self, number: int, text: str, reason: str | None = None, logprobs: CompletionLogprobs | None = None
+    ) -> CompletionChoice:
         return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
-    def _logprobs(self, number: int, parts: Sequence[Delta]) -> dict[str, Any] | None:
+    def _logprobs(self, number: int, parts: Sequence[Delta]) -> CompletionLogprobs | None:
         """Four lists, an entry a token; a token's place is that of the text which it completed."""
-        scored, offsets = [], []
+        scored: list[ScoredToken] = []
+        offsets: list[int] = []
         for part in parts:
             if part.scored:
                 scored.append(part.scored)
@@ -125,12 +149,12 @@ class CompletionShape:
         }
 
 
-def error_body(error: ApiError) -> dict[str, Any]:
+def error_body(error: ApiError) -> ErrorAnswer:
     """The JSON object that tells of an error."""
     return {"error": {"message": str(error), "type": error.kind, "param": None, "code": error.code}}
 
 
-def _usage(task: Task) -> dict[str, Any]:
+def _usage(task: Task) -> Usage:
     n_prompt = len(task.prompt)
     return {
         "prompt_tokens": n_prompt,
@@ -144,26 +168,28 @@ def _text(parts: Iterable[Delta]) -> str:
     return "".join(part.text for part in parts)
 
 
-def _message(parts: Sequence[Delta]) -> dict[str, Any]:
+def _message(parts: Sequence[Delta]) -> Said:
     text, calls = _text(parts), [_call(call) for part in parts for call in part.calls]
-    message: dict[str, Any] = {"role": "assistant", "content": text or (None if calls else "")}
-    return {**message, "refusal": None, **({"tool_calls": calls} if calls else {})}
+    message: Said = {"role": "assistant", "content": text or (None if calls else ""), "refusal": None}
+    if calls:
+        message["tool_calls"] = calls
+    return message
 
 
-def _call(call: Call) -> dict[str, Any]:
+def _call(call: Call) -> ToolCall:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def _logprobs(parts: Iterable[Delta]) -> dict[str, Any] | None:
+def _logprobs(parts: Iterable[Delta]) -> ChatLogprobs | None:
     content = [_scored(part.scored) for part in parts if part.scored]
     return {"content": content, "refusal": None} if content else None
 
 
-def _scored(scored: ScoredToken) -> dict[str, Any]:
+def _scored(scored: ScoredToken) -> Chosen:
     return {**_score(scored.chosen), "top_logprobs": [_score(each) for each in scored.likeliest]}
 
 
-def _score(score: TokenScore) -> dict[str, Any]:
+def _score(score: TokenScore) -> Likely:
     return {"token": _readable(score.token), "logprob": score.logprob, "bytes": list(score.token)}
 
 
