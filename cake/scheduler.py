@@ -32,6 +32,7 @@ T = TypeVar("T")
 LARGEST_CHUNK, SMALLEST_CHUNK = 512, 48
 CHUNK_BESIDE_OTHERS = 32  # whose tokens wait for it in every stage
 CHUNKS_PER_STAGE = 16  # filling and emptying the pipeline then takes a sixteenth of a prompt's time
+SENT_AHEAD = 2  # chunks of a prompt, beyond one in each stage
 FEW_TOKENS = 16  # what a session that generates lacks at most, drafted tokens included
 
 
@@ -179,11 +180,11 @@ class Scheduler:
         return len(self._few) + self._away
 
     def _has_room(self) -> bool:
-        """Whether a batch may go. A lone prompt sends one ahead: it waits where the first stage is."""
+        """Whether a batch may go. A lone prompt sends some ahead: on a slow link they are on their way."""
         for jobs in (self._few, self._prompts):
             while jobs and jobs[0].done.done():
                 jobs.popleft()
-        ahead = self._depth > 1 and not self._generating
+        ahead = SENT_AHEAD if self._depth > 1 and not self._generating else 0
         return self._travelling < self._depth + ahead
 
     def _take_few(self) -> list[Part]:

@@ -216,7 +216,9 @@ async def test_what_ran_behind_a_pass_that_did_not_is_not_believed(answer: Answe
     assert (answer.session.ids, await other) == (list(range(14)), [[50]])
 
 
-async def test_over_slow_links_passes_are_on_their_way_together(tiny_model: Path) -> None:
+async def test_over_slow_links_passes_are_on_their_way_together(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nobody says so: it follows from what is measured."""
     async with AsyncExitStack() as stack:
         nodes = []
@@ -228,10 +230,16 @@ async def test_over_slow_links_passes_are_on_their_way_together(tiny_model: Path
         right = await greedy_ids(pipeline, PROMPTS[0], 80)
         parts: list[Any] = [pipeline, NoText(), frozenset(), None]
         made = Generator(*parts, lambda: Scripted(PROMPTS[0] + right))
-        session, tokens, away = Session(), list[int](), 0
-        async for piece in made.generate(session, PROMPTS[0], GREEDY, 80):
-            tokens.append(piece.token)
-            away = max(away, len(pipeline.crew.workers["a"]._waiting))
+        worker, away = pipeline.crew.workers["a"], list[int]()
+        ask = worker.ask
+
+        async def counted(*question: Any) -> Any:
+            away.append(len(worker._waiting))
+            return await ask(*question)
+
+        monkeypatch.setattr(worker, "ask", counted)
+        session = Session()
+        tokens = [piece.token async for piece in made.generate(session, PROMPTS[0], GREEDY, 80)]
         assert tokens == right
-        assert away > 1
+        assert max(away) > 1, "others were on their way when one was sent"
         assert session.held <= len(session.ids)

@@ -96,13 +96,13 @@ async def test_sessions_that_generate_travel_in_as_many_groups_as_there_are_stag
 
 async def test_chunks_of_a_prompt_follow_one_another_without_waiting() -> None:
     gate = Gate(2)
-    done = asyncio.create_task(Scheduler(gate, chunk=100).run(Session(list(range(250))), last))
+    done = asyncio.create_task(Scheduler(gate, chunk=100).run(Session(list(range(450))), last))
     await settle()
-    assert gate.seen == [[(0, 100)], [(100, 100)], [(200, 50)]], "one in each stage, one ahead"
-    for _ in range(3):
+    assert gate.seen == [[(i, 100)] for i in (0, 100, 200, 300)], "one in each stage, two ahead"
+    for _ in range(5):
         assert not done.done()
         await gate.let()
-    assert done.result() == 249
+    assert done.result() == 449
 
 
 async def test_one_stage_gets_one_batch_at_a_time() -> None:
