@@ -57,6 +57,8 @@ class Work:
 
     def forward_at_once(self, message: Forward, frame: Frame) -> bool:
         """The same, waiting for nothing; or nothing, and False, where something has to be waited for."""
+        if self.begun > self.ended:  # what came before must go on before
+            return False
         stage = self._stages.get(message.first)
         if stage is None or not stage.is_quick(sum(wire.length for wire in message.segments)):
             return False
