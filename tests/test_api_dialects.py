@@ -13,6 +13,7 @@ import httpx
 import httpx2
 import ollama
 import pytest
+from http_served import message_in
 from tool_template import with_tools
 
 from cake.api import json_body
@@ -237,12 +238,6 @@ all_dialects = pytest.mark.parametrize(
     "asking", [OPENAI, OLLAMA, OLLAMAS_TEXT, ANTHROPIC], ids=["openai", "ollama", "generate", "anthropic"]
 )
 whole_or_not = pytest.mark.parametrize("stream", [False, True])
-
-
-def message_in(body: Any) -> str:
-    """The words of an error, wherever a dialect has them."""
-    error = body["error"]
-    return error if isinstance(error, str) else error["message"]
 
 
 @all_dialects
