@@ -77,7 +77,7 @@ class Tokenizer:
 
         `tools`, and messages that call them or bring their results, are such as `cake.tools` gives.
         """
-        for text in _texts([*messages, *tools]):
+        for text in texts_in([*messages, *tools]):
             _check_text(text)
         of_tools = any(message["role"] == "tool" or "tool_calls" in message for message in messages)
         if (tools or of_tools) and not self.knows_tools:
@@ -123,7 +123,7 @@ class Tokenizer:
         )
 
 
-def _texts(value: object) -> Iterator[str]:
+def texts_in(value: object) -> Iterator[str]:
     """Every text in what came as JSON."""
     waiting = [value]
     while waiting:

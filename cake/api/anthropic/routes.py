@@ -36,7 +36,8 @@ def anthropic_dialect(service: Service) -> Dialect:
 
     async def count_tokens(request: Request, body: Prompt) -> Response:
         service.check_model(body.model)
-        counted: TokensCounted = {"input_tokens": len(service.chat_prompt(body.for_template, body.offer))}
+        prompt = await service.chat_prompt(body.for_template, body.offer)
+        counted: TokensCounted = {"input_tokens": len(prompt)}
         return JSONResponse(counted)
 
     async def models(request: Request) -> Response:
