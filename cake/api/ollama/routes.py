@@ -48,11 +48,11 @@ def ollama_dialect(service: Service) -> Dialect:
 
     async def chat(request: Request, body: ChatRequest) -> Response:
         _check(service, body)
-        reply = ChatReply(body.model)
+        reply, offer = ChatReply(body.model), body.offer
         if not body.messages:
             return JSONResponse(reply.loaded)
         messages = [message.for_template for message in body.messages]
-        task = await service.chat(body.asked, messages, body.offer)
+        task = await service.chat(body.asked, messages, offer)
         return await answered(request, service, task, reply, body.stream)
 
     async def generate(request: Request, body: GenerateRequest) -> Response:
