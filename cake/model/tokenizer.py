@@ -45,6 +45,9 @@ class Tokenizer:
         except Exception as error:  # transformers raises whatever its parsers do
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{folder}: its tokenizer cannot be read: {reason}") from error
+        if self._tokenizer.is_fast:  # where a file says how to cut texts, the first one would change that
+            self._tokenizer.backend_tokenizer.no_truncation()
+            self._tokenizer.backend_tokenizer.no_padding()
 
     @property
     def has_chat_template(self) -> bool:
