@@ -76,3 +76,9 @@ def request(path: str, body: Mapping[str, Any], length: int | None = None) -> by
     content = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {KEY['Authorization']}\r\n"
     return f"{head}Content-Length: {len(content) if length is None else length}\r\n\r\n".encode() + content
+
+
+def message_in(body: Any) -> str:
+    """The words of an error, wherever a dialect has them."""
+    error: Any = body["error"]
+    return str(error if isinstance(error, str) else error["message"])

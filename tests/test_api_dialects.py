@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import httpx
 import httpx2
 import ollama
 import pytest
+from http_served import message_in
 from tool_template import with_tools
 
 from cake.api import json_body
@@ -233,16 +235,13 @@ OLLAMA = ("/api/chat", {"model": "demo", "messages": QUESTION})
 OLLAMAS_TEXT = ("/api/generate", {"model": "demo", "prompt": "Hello"})
 ANTHROPIC = ("/v1/messages", {"model": "demo", "messages": QUESTION, "max_tokens": 9})
 Asking = tuple[str, dict[str, Any]]
+OPENAIS_TEXT = ("/v1/completions", {"model": "demo", "prompt": "Hello"})
+COUNT = ("/v1/messages/count_tokens", {"model": "demo", "messages": QUESTION})
+LONG = "sea " * service_module.LONG_TEXT
 all_dialects = pytest.mark.parametrize(
     "asking", [OPENAI, OLLAMA, OLLAMAS_TEXT, ANTHROPIC], ids=["openai", "ollama", "generate", "anthropic"]
 )
 whole_or_not = pytest.mark.parametrize("stream", [False, True])
-
-
-def message_in(body: Any) -> str:
-    """The words of an error, wherever a dialect has them."""
-    error = body["error"]
-    return error if isinstance(error, str) else error["message"]
 
 
 @all_dialects
@@ -293,6 +292,34 @@ async def test_a_client_that_leaves_ends_its_answer(served: Served, asking: Aski
     scope |= {"method": "POST", "scheme": "http", "path": path, "raw_path": path.encode()}
     await served.app({**scope, "query_string": b"", "headers": headers}, receive, send)
     assert served.generator.left
+
+
+@pytest.mark.parametrize("asking", [OPENAI, OPENAIS_TEXT, OLLAMA, OLLAMAS_TEXT, ANTHROPIC, COUNT])
+async def test_nobody_waits_until_a_long_text_is_read(
+    served: Served, asking: Asking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, is_read, may_be_read = served.generator.tokenizer, asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow(encode: Callable[..., list[int]]) -> Callable[..., list[int]]:
+        def encoded(*arguments: Any) -> list[int]:
+            if LONG in str(arguments):
+                loop.call_soon_threadsafe(is_read.set)
+                assert may_be_read.wait(20)
+            return encode(*arguments)
+
+        return encoded
+
+    for name in ("encode", "encode_chat"):
+        monkeypatch.setattr(tokenizer, name, slow(getattr(tokenizer, name)))
+    path, body = asking
+    with_long = re.sub("Rome|Hello", LONG, json.dumps({**body, "stream": False} if asking != COUNT else body))
+    waiting = asyncio.create_task(served.http.post(path, content=with_long))
+    await is_read.wait()
+    assert (await served.http.post(path, json=body)).status_code == 200
+    assert not waiting.done()
+    may_be_read.set()
+    assert (await waiting).status_code == 200
 
 
 async def test_clients_know_an_error_amid_a_stream(served: Served) -> None:

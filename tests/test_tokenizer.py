@@ -1,5 +1,6 @@
 """Text to tokens and back; streamed text is whole characters and nothing is lost."""
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -175,3 +176,13 @@ def test_unreadable_tokenizer(name: str | None, content: str, tmp_path: Path) ->
 def test_tokenizer_without_a_chat_template(demo_model: Path, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes((demo_model / "tokenizer.json").read_bytes())
     assert not Tokenizer(tmp_path).has_chat_template
+
+
+def test_reading_a_text_changes_nothing_for_those_beside_it(demo_model: Path, tmp_path: Path) -> None:
+    told = json.loads((demo_model / "tokenizer.json").read_text())
+    told["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(told))
+    tokenizer = Tokenizer(tmp_path)
+    before = tokenizer.serialized
+    assert len(tokenizer.encode("12345")) == 5
+    assert tokenizer.serialized == before

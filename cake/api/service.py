@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cake.api.errors import ApiError
@@ -19,11 +19,13 @@ from cake.job import nobody
 from cake.model.config import ModelConfig
 from cake.model.grammar import Grammar
 from cake.model.sampling import SamplingParams, Score, Scores
+from cake.model.tokenizer import texts_in
 from cake.tasks import merged
 from cake.tool_calls import Call, CallReader
 from cake.tools import Offer, template_messages
 
 MOST_REQUESTS = 256  # at once, those that wait among them
+LONG_TEXT = 1 << 14  # characters: ten milliseconds until they are tokens
 NO_TOOLS = Offer([])
 Messages = Sequence[Mapping[str, Any]]  # in OpenAI's shape, which is that of chat templates
 
@@ -35,6 +37,7 @@ class Service:
         self.model, self.started = model, int(time.time())
         self._generator, self._defaults = generator, defaults
         self._n_requests = 0
+        self._reading = asyncio.Lock()
 
     @property
     def knows_chats(self) -> bool:
@@ -73,22 +76,36 @@ class Service:
         """The task of a chat. Raises `CakeError` where it cannot be done."""
         if offer.tools and asked.schema is not None:
             raise CakeError("tools and a format of the answer do not go together; choose one")
-        prompt = self.chat_prompt(messages, offer)
+        prompt = await self.chat_prompt(messages, offer)
         grammar = await self._grammar(asked.schema, offer)
         return self._task(asked, prompt, grammar, offer if offer.tools else None)
 
-    def chat_prompt(self, messages: Messages, offer: Offer = NO_TOOLS) -> list[int]:
+    async def chat_prompt(self, messages: Messages, offer: Offer = NO_TOOLS) -> list[int]:
         """The tokens of a chat, up to where the answer begins. Raises `CakeError` where it has none."""
         if not self.knows_chats:
             raise CakeError(f"{self.model} has no chat template; use /v1/completions")
-        return self._generator.tokenizer.encode_chat(template_messages(messages), offer.for_template)
+        chat, tools = template_messages(messages), offer.for_template
+        n_characters = sum(map(len, texts_in([*chat, *tools])))
+        return await self._read(n_characters, lambda: self._generator.tokenizer.encode_chat(chat, tools))
 
     async def completion(self, asked: Asked, prompt: str | list[int]) -> Task:
         """The task of a completion. Raises `CakeError` where it cannot be done."""
         if isinstance(prompt, str):
-            prompt = self._generator.tokenizer.encode(prompt)
+            text = prompt
+            prompt = await self._read(len(text), lambda: self._generator.tokenizer.encode(text))
         self._check_tokens("prompt", prompt)
         return self._task(asked, prompt, await self._grammar(asked.schema, NO_TOOLS))
+
+    async def _read(self, n_characters: int, encode: Callable[[], list[int]]) -> list[int]:
+        """The tokens of a text; of a long one in another thread, so that nobody waits for it.
+
+        Short ones are read at once, which keeps their order of arrival; long ones one after the other,
+        which leaves processors to the model.
+        """
+        if n_characters < LONG_TEXT:
+            return encode()
+        async with self._reading:
+            return await asyncio.to_thread(encode)
 
     def text_of(self, prompt: str | Sequence[int]) -> str:
         """A completion's prompt as text."""

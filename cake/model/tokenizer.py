@@ -45,6 +45,9 @@ class Tokenizer:
         except Exception as error:  # transformers raises whatever its parsers do
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{folder}: its tokenizer cannot be read: {reason}") from error
+        if self._tokenizer.is_fast:  # where a file says how to cut texts, the first one would change that
+            self._tokenizer.backend_tokenizer.no_truncation()
+            self._tokenizer.backend_tokenizer.no_padding()
 
     @property
     def has_chat_template(self) -> bool:
@@ -77,7 +80,7 @@ class Tokenizer:
 
         `tools`, and messages that call them or bring their results, are such as `cake.tools` gives.
         """
-        for text in _texts([*messages, *tools]):
+        for text in texts_in([*messages, *tools]):
             _check_text(text)
         of_tools = any(message["role"] == "tool" or "tool_calls" in message for message in messages)
         if (tools or of_tools) and not self.knows_tools:
@@ -123,7 +126,7 @@ class Tokenizer:
         )
 
 
-def _texts(value: object) -> Iterator[str]:
+def texts_in(value: object) -> Iterator[str]:
     """Every text in what came as JSON."""
     waiting = [value]
     while waiting:

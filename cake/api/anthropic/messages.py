@@ -3,10 +3,21 @@
 import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-from typing_extensions import TypedDict
-
+from cake.api.anthropic.answers import (
+    AnthropicError,
+    BlockSaid,
+    InputDelta,
+    MessageEnding,
+    MessageEvent,
+    MessageSaid,
+    StopReason,
+    TextDelta,
+    TextSaid,
+    TokensUsed,
+    ToolUsed,
+)
 from cake.api.errors import ApiError
 from cake.api.handlers import EVENTS
 from cake.api.task import Delta, Task
@@ -21,20 +32,6 @@ ERROR_TYPES = {
 }
 
 
-class AnthropicFault(TypedDict):
-    """What was wrong."""
-
-    type: str
-    message: str
-
-
-class AnthropicError(TypedDict):
-    """Every answer of another status than 200."""
-
-    type: Literal["error"]
-    error: AnthropicFault
-
-
 class MessageReply:
     """One answer. Its text and its calls are blocks, which come one after the other."""
 
@@ -46,16 +43,16 @@ class MessageReply:
         self._id = f"msg_{secrets.token_hex(12)}"
         self._n_blocks, self._in_text = 0, False  # of a stream, so far
 
-    def whole(self, task: Task, answers: Sequence[Sequence[Delta]]) -> dict[str, Any]:
+    def whole(self, task: Task, answers: Sequence[Sequence[Delta]]) -> MessageSaid:
         """The answer as one object."""
         (parts,) = answers
         return self._message(_blocks(parts), self._ending(task), _usage(task))
 
     def begin(self, task: Task) -> str:
         """An empty message. How much of the prompt a session holds is not known yet."""
-        usage = {"input_tokens": len(task.prompt), "output_tokens": 0}
-        nothing = {"stop_reason": None, "stop_sequence": None}
-        return _event("message_start", message=self._message([], nothing, usage))
+        usage: TokensUsed = {"input_tokens": len(task.prompt), "output_tokens": 0}
+        message = self._message([], {"stop_reason": None, "stop_sequence": None}, usage)
+        return _event({"type": "message_start", "message": message})
 
     def part(self, number: int, part: Delta) -> str:
         """More of a block of text, and whole blocks of calls."""
@@ -63,12 +60,12 @@ class MessageReply:
 
     def end(self, task: Task) -> str:
         """Why it ended, and the tokens as they have come out."""
-        ending = _event("message_delta", delta=self._ending(task), usage=_usage(task))
-        return self._end_of_text() + ending + _event("message_stop")
+        ending = _event({"type": "message_delta", "delta": self._ending(task), "usage": _usage(task)})
+        return self._end_of_text() + ending + _event({"type": "message_stop"})
 
     def failed(self, error: ApiError) -> str:
         """An error amid the answer."""
-        return _event("error", **{key: value for key, value in error_body(error).items() if key != "type"})
+        return _event(error_body(error))
 
     def _of_text(self, text: str) -> str:
         if not text:
@@ -78,10 +75,9 @@ class MessageReply:
         return start + self._delta({"type": "text_delta", "text": text})
 
     def _of_call(self, call: Call) -> str:
-        arguments = {"type": "input_json_delta", "partial_json": call.arguments}
-        return (
-            self._end_of_text() + self._start(_call_block(call, {})) + self._delta(arguments) + self._stop()
-        )
+        text_ends, start = self._end_of_text(), self._start(_call_block(call, {}))
+        arguments = self._delta({"type": "input_json_delta", "partial_json": call.arguments})
+        return text_ends + start + arguments + self._stop()
 
     def _end_of_text(self) -> str:
         if not self._in_text:
@@ -89,27 +85,34 @@ class MessageReply:
         self._in_text = False
         return self._stop()
 
-    def _start(self, block: Mapping[str, Any]) -> str:
+    def _start(self, block: BlockSaid) -> str:
         self._n_blocks += 1
-        return self._of_block("start", content_block=block)
+        return _event({"type": "content_block_start", "index": self._index, "content_block": block})
 
-    def _delta(self, delta: Mapping[str, Any]) -> str:
-        return self._of_block("delta", delta=delta)
+    def _delta(self, delta: TextDelta | InputDelta) -> str:
+        return _event({"type": "content_block_delta", "index": self._index, "delta": delta})
 
     def _stop(self) -> str:
-        return self._of_block("stop")
+        return _event({"type": "content_block_stop", "index": self._index})
 
-    def _of_block(self, what: str, **fields: object) -> str:
-        return _event(f"content_block_{what}", index=self._n_blocks - 1, **fields)
+    @property
+    def _index(self) -> int:
+        return self._n_blocks - 1
 
-    def _message(
-        self, blocks: Sequence[Mapping[str, Any]], ending: Mapping[str, Any], usage: Mapping[str, int]
-    ) -> dict[str, Any]:
-        said = {"id": self._id, "type": "message", "role": "assistant", "model": self._model}
-        return {**said, "content": blocks, **ending, "usage": usage}
+    def _message(self, blocks: list[BlockSaid], ending: MessageEnding, usage: TokensUsed) -> MessageSaid:
+        return {
+            "id": self._id,
+            "type": "message",
+            "role": "assistant",
+            "model": self._model,
+            "content": blocks,
+            **ending,
+            "usage": usage,
+        }
 
-    def _ending(self, task: Task) -> dict[str, Any]:
+    def _ending(self, task: Task) -> MessageEnding:
         (choice,) = task.choices
+        reason: StopReason
         if choice.finish_reason == "tool_calls":
             reason = "tool_use"
         elif choice.finish_reason == "length":
@@ -127,30 +130,32 @@ def error_body(error: ApiError) -> AnthropicError:
     return {"type": "error", "error": {"type": kind, "message": str(error)}}
 
 
-def _event(kind: str, **fields: object) -> str:
-    return f"event: {kind}\ndata: {json.dumps({'type': kind, **fields}, ensure_ascii=False)}\n\n"
+def _event(event: MessageEvent) -> str:
+    return f"event: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n"
 
 
-def _blocks(parts: Iterable[Delta]) -> list[dict[str, Any]]:
-    blocks: list[dict[str, Any]] = []
+def _blocks(parts: Iterable[Delta]) -> list[BlockSaid]:
+    blocks: list[BlockSaid] = []
     for part in parts:
         if part.text:
-            if not blocks or blocks[-1]["type"] != "text":
-                blocks.append(_text_block(""))
-            blocks[-1]["text"] += part.text
+            last = blocks[-1] if blocks else None
+            if last and last["type"] == "text":
+                last["text"] += part.text
+            else:
+                blocks.append(_text_block(part.text))
         blocks += [_call_block(call, json.loads(call.arguments)) for call in part.calls]
     return blocks
 
 
-def _text_block(text: str) -> dict[str, Any]:
+def _text_block(text: str) -> TextSaid:
     return {"type": "text", "text": text, "citations": None}
 
 
-def _call_block(call: Call, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _call_block(call: Call, arguments: Mapping[str, Any]) -> ToolUsed:
     return {"type": "tool_use", "id": call.id, "name": call.name, "input": arguments}
 
 
-def _usage(task: Task) -> dict[str, int]:
+def _usage(task: Task) -> TokensUsed:
     """Those tokens of the prompt that were run are told apart from those that a session held."""
     return {
         "input_tokens": len(task.prompt) - task.n_cached,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from cake.api.bodies import NO_PREFIX, Body, Finite, Stops
+from cake.api.bodies import NO_PREFIX, Body, Finite, Index, ModelName, Natural, No, Stops, ToolName
 from cake.api.task import Asked
 from cake.tools import Offer, read_offer
 
@@ -90,7 +90,8 @@ class UserMessage(Body):
 
     role: Literal["user"]
     content: Annotated[
-        Annotated[str, Tag("text")] | Annotated[list[UserBlock], Tag("blocks")], Discriminator(_kind)
+        Annotated[str, Tag("text")] | Annotated[list[UserBlock], Field(min_length=1), Tag("blocks")],
+        Discriminator(_kind),
     ]
 
     @property
@@ -133,7 +134,7 @@ class Tool(Block):
     """A function that the client runs."""
 
     type: Literal["custom"] | None = None
-    name: str
+    name: ToolName
     description: str | None = None
     input_schema: Mapping[str, Any]
     strict: bool | None = None
@@ -150,7 +151,7 @@ class Free(Body):
     """The model may call tools, as many as it likes, or none."""
 
     type: Literal["auto", "none"]
-    disable_parallel_tool_use: Literal[False] | None = None
+    disable_parallel_tool_use: No | None = None
 
     @property
     def in_openais_shape(self) -> str:
@@ -205,7 +206,7 @@ class OutputConfig(Body):
 class Prompt(Body):
     """What answers and counts of tokens are made of: `POST /v1/messages/count_tokens`."""
 
-    model: str
+    model: ModelName
     messages: Annotated[list[Message], Field(min_length=1)]
     system: Text | None = None
     tools: list[Tool] | None = None
@@ -236,12 +237,12 @@ class Prompt(Body):
 class MessagesRequest(Prompt):
     """`POST /v1/messages`."""
 
-    max_tokens: Annotated[int, Field(ge=1)]
+    max_tokens: Natural
     stream: bool = False
     stop_sequences: Stops | None = None
     temperature: Annotated[Finite, Field(ge=0, le=1)] | None = None
     top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: Index | None = None
     metadata: Mapping[str, Any] | None = None  # clients say who asks; it changes nothing
     service_tier: Literal["auto", "standard_only"] | None = None  # there is one
 

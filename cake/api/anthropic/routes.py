@@ -1,22 +1,28 @@
 """Anthropic's routes over a service."""
 
 from datetime import datetime, timezone
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from cake.api.answering import answered
-from cake.api.anthropic.messages import AnthropicError, MessageReply, error_body
+from cake.api.anthropic.answers import (
+    AnthropicError,
+    MessageEvent,
+    MessageSaid,
+    ModelShown,
+    ModelsShown,
+    TokensCounted,
+)
+from cake.api.anthropic.messages import MessageReply, error_body
 from cake.api.anthropic.requests import MessagesRequest, Prompt
 from cake.api.handlers import About, Dialect, Endpoint, posted
 from cake.api.service import Service
 
 VERSION_HEADER = "anthropic-version"  # which all clients of this dialect send
 
-Object = dict[str, Any]
-MESSAGES = About("Answer a chat.", Object, Object, error=AnthropicError, group="Anthropic")
-COUNT = About("How many tokens a chat has.", Object, error=AnthropicError, group="Anthropic")
+MESSAGES = About("Answer a chat.", MessageSaid, MessageEvent, error=AnthropicError, group="Anthropic")
+COUNT = About("How many tokens a chat has.", TokensCounted, error=AnthropicError, group="Anthropic")
 
 
 def anthropic_dialect(service: Service) -> Dialect:
@@ -30,11 +36,18 @@ def anthropic_dialect(service: Service) -> Dialect:
 
     async def count_tokens(request: Request, body: Prompt) -> Response:
         service.check_model(body.model)
-        return JSONResponse({"input_tokens": len(service.chat_prompt(body.for_template, body.offer))})
+        prompt = await service.chat_prompt(body.for_template, body.offer)
+        counted: TokensCounted = {"input_tokens": len(prompt)}
+        return JSONResponse(counted)
 
     async def models(request: Request) -> Response:
-        ends = {"first_id": service.model, "last_id": service.model}
-        return JSONResponse({"data": [_model(service)], "has_more": False, **ends})
+        shown: ModelsShown = {
+            "data": [_model(service)],
+            "has_more": False,
+            "first_id": service.model,
+            "last_id": service.model,
+        }
+        return JSONResponse(shown)
 
     async def model(request: Request) -> Response:
         service.check_model(request.path_params["name"])
@@ -49,7 +62,7 @@ def anthropic_dialect(service: Service) -> Dialect:
     return Dialect(endpoints, error_body, _is_spoken)
 
 
-def _model(service: Service) -> dict[str, Any]:
+def _model(service: Service) -> ModelShown:
     began = datetime.fromtimestamp(service.started, timezone.utc)
     return {
         "type": "model",

@@ -2,8 +2,8 @@
 
 import hashlib
 from datetime import datetime, timezone
-from typing import Any
 
+from cake.api.ollama.answers import AvailableModels, ModelDescribed, ModelDetails, ModelEntry, RunningModels
 from cake.api.service import Service
 
 # Clients decide by it what a server can do: it is the version whose API this is.
@@ -25,24 +25,24 @@ class Listed:
         self._began = began.isoformat().replace("+00:00", "Z")
 
     @property
-    def available(self) -> dict[str, Any]:
+    def available(self) -> AvailableModels:
         """`GET /api/tags`."""
         return {"models": [{**self._entry, "modified_at": self._began}]}
 
     @property
-    def running(self) -> dict[str, Any]:
+    def running(self) -> RunningModels:
         """`GET /api/ps`."""
-        lasting = {"expires_at": NEVER, "context_length": self._service.context}
-        return {"models": [{**self._entry, **lasting}]}
+        entry, context = self._entry, self._service.context
+        return {"models": [{**entry, "expires_at": NEVER, "context_length": context}]}
 
     @property
-    def described(self) -> dict[str, Any]:
+    def described(self) -> ModelDescribed:
         """`POST /api/show`."""
         config = self._config
         return {
             "details": self._details,
             "modified_at": self._began,
-            "capabilities": ["completion", *(["tools"] if self._service.knows_tools else [])],
+            "capabilities": ["completion", "tools"] if self._service.knows_tools else ["completion"],
             "model_info": {
                 "general.architecture": "llama",
                 "general.basename": self._service.model,
@@ -61,13 +61,13 @@ class Listed:
         }
 
     @property
-    def _entry(self) -> dict[str, Any]:
+    def _entry(self) -> ModelEntry:
         name = self._service.model + LATEST
         digest = hashlib.sha256(f"{self._service.model} {self._config.fingerprint}".encode()).hexdigest()
         return {"name": name, "model": name, "size": self._size, "digest": digest, "details": self._details}
 
     @property
-    def _details(self) -> dict[str, Any]:
+    def _details(self) -> ModelDetails:
         return {
             "parent_model": "",
             "format": "safetensors",

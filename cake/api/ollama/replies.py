@@ -7,18 +7,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from typing_extensions import TypedDict
-
 from cake.api.errors import ApiError
 from cake.api.handlers import LINES
+from cake.api.ollama.answers import (
+    Answered,
+    AssistantSaid,
+    CallMade,
+    ChatAnswer,
+    ChatLoaded,
+    ChatPiece,
+    ChosenToken,
+    Ending,
+    GenerateAnswer,
+    GenerateLoaded,
+    GeneratePiece,
+    LikelyToken,
+    OllamaError,
+    Scored,
+)
 from cake.api.task import Delta, ScoredToken, Task, TokenScore
 from cake.tool_calls import Call
-
-
-class OllamaError(TypedDict):
-    """Every answer of another status than 200."""
-
-    error: str
 
 
 class Reply:
@@ -30,43 +38,35 @@ class Reply:
         """`model` is what the client calls it."""
         self._model, self._began_s = model, time.perf_counter()
 
-    @property
-    def loaded(self) -> dict[str, Any]:
-        """To a request without a prompt: the model is there."""
-        return {**self._said("", ()), "done": True, "done_reason": "load"}
-
-    def whole(self, task: Task, answers: Sequence[Sequence[Delta]]) -> dict[str, Any]:
-        """The answer as one object."""
-        (parts,) = answers
-        calls = [call for part in parts for call in part.calls]
-        said = self._said("".join(part.text for part in parts), calls)
-        return {**said, **_logprobs(parts), **self._done(task)}
-
     def begin(self, task: Task) -> str:
         """Nothing is said before there is something to say."""
         return ""
 
     def part(self, number: int, part: Delta) -> str:
         """A piece of the answer."""
-        return _line({**self._said(part.text, part.calls), "done": False, **_logprobs([part])})
+        return _line(self._piece(part))
 
     def end(self, task: Task) -> str:
         """Why it ended, and how long it took."""
-        return _line({**self._said("", ()), **self._done(task)})
+        return _line(self._last(task))
 
     def failed(self, error: ApiError) -> str:
         """An error amid the answer."""
         return _line(error_body(error))
 
     @abstractmethod
-    def _content(self, text: str, calls: Iterable[Call]) -> dict[str, Any]:
-        """Where the text stands."""
+    def _piece(self, part: Delta) -> ChatPiece | GeneratePiece:
+        """What a line says that is not the last."""
 
-    def _said(self, text: str, calls: Iterable[Call]) -> dict[str, Any]:
-        return {"model": self._model, "created_at": now(), **self._content(text, calls)}
+    @abstractmethod
+    def _last(self, task: Task) -> ChatAnswer | GenerateAnswer:
+        """What the last line says."""
 
-    def _done(self, task: Task) -> dict[str, Any]:
-        """Durations are nanoseconds. The model is loaded already: in its place stands the wait for a turn."""
+    def _answered(self) -> Answered:
+        return {"model": self._model, "created_at": now()}
+
+    def _ending(self, task: Task) -> Ending:
+        """The model is loaded already: in place of that stands the wait for a turn."""
         (choice,) = task.choices
         return {
             "done": True,
@@ -83,17 +83,42 @@ class Reply:
 class ChatReply(Reply):
     """To a chat."""
 
-    def _content(self, text: str, calls: Iterable[Call]) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": text}
-        told = [_call(call) for call in calls]
-        return {"message": {**message, **({"tool_calls": told} if told else {})}}
+    @property
+    def loaded(self) -> ChatLoaded:
+        """To one without messages: the model is there."""
+        return {**self._answered(), "message": _message([]), "done": True, "done_reason": "load"}
+
+    def whole(self, task: Task, answers: Sequence[Sequence[Delta]]) -> ChatAnswer:
+        """The answer as one object."""
+        (parts,) = answers
+        said = _message(parts)
+        return {**self._answered(), "message": said, **_scores(parts), **self._ending(task)}
+
+    def _piece(self, part: Delta) -> ChatPiece:
+        return {**self._answered(), "message": _message([part]), "done": False, **_scores([part])}
+
+    def _last(self, task: Task) -> ChatAnswer:
+        return self.whole(task, [[]])
 
 
 class TextReply(Reply):
     """To a single prompt."""
 
-    def _content(self, text: str, calls: Iterable[Call]) -> dict[str, Any]:
-        return {"response": text}
+    @property
+    def loaded(self) -> GenerateLoaded:
+        """To an empty one: the model is there."""
+        return {**self._answered(), "response": "", "done": True, "done_reason": "load"}
+
+    def whole(self, task: Task, answers: Sequence[Sequence[Delta]]) -> GenerateAnswer:
+        """The answer as one object."""
+        (parts,) = answers
+        return {**self._answered(), "response": _text(parts), **_scores(parts), **self._ending(task)}
+
+    def _piece(self, part: Delta) -> GeneratePiece:
+        return {**self._answered(), "response": part.text, "done": False, **_scores([part])}
+
+    def _last(self, task: Task) -> GenerateAnswer:
+        return self.whole(task, [[]])
 
 
 def error_body(error: ApiError) -> OllamaError:
@@ -114,19 +139,31 @@ def _ns(start_s: float, end_s: float) -> int:
     return round(1e9 * (end_s - start_s))
 
 
-def _call(call: Call) -> dict[str, Any]:
+def _text(parts: Iterable[Delta]) -> str:
+    return "".join(part.text for part in parts)
+
+
+def _message(parts: Sequence[Delta]) -> AssistantSaid:
+    message: AssistantSaid = {"role": "assistant", "content": _text(parts)}
+    calls = [_call(call) for part in parts for call in part.calls]
+    if calls:
+        message["tool_calls"] = calls
+    return message
+
+
+def _call(call: Call) -> CallMade:
     return {"id": call.id, "function": {"name": call.name, "arguments": json.loads(call.arguments)}}
 
 
-def _logprobs(parts: Iterable[Delta]) -> dict[str, Any]:
+def _scores(parts: Iterable[Delta]) -> Scored:
     scored = [_scored(part.scored) for part in parts if part.scored]
     return {"logprobs": scored} if scored else {}
 
 
-def _scored(scored: ScoredToken) -> dict[str, Any]:
+def _scored(scored: ScoredToken) -> ChosenToken:
     return {**_score(scored.chosen), "top_logprobs": [_score(each) for each in scored.likeliest]}
 
 
-def _score(score: TokenScore) -> dict[str, Any]:
+def _score(score: TokenScore) -> LikelyToken:
     token = score.token.decode(errors="replace")
     return {"token": token, "logprob": score.logprob, "bytes": list(score.token)}

@@ -7,18 +7,47 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from cake.api.bodies import ANY_OBJECT, NO_PREFIX, Body, Finite, Penalty, Stops
+from cake.api.bodies import (
+    ANY_OBJECT,
+    NO_PREFIX,
+    WHOLE,
+    Body,
+    Finite,
+    Index,
+    ModelName,
+    Natural,
+    No,
+    Penalty,
+    Stop,
+    Stops,
+    Tool,
+)
 from cake.api.task import Asked
 from cake.tools import Offer, read_offer
 
 MOST_LOGPROBS = 20
+Name = ModelName | Annotated[str, Field(pattern="^.+:latest$")]  # Ollama's way to say a version
+ABOUT_FIELDS = {"default", "description"}  # what a schema says beside what may be there
 ALL_TOKENS = 1 << 30  # more than any context holds
+
+
+def _or_null(schema: dict[str, Any]) -> None:
+    """Say of a body's schema what `OllamaBody` lets pass."""
+    schema["additionalProperties"] = {"enum": [None, "", []]}
+    for name, kind in schema["properties"].items():
+        may_be = kind.pop("anyOf", None) or [
+            {key: kind.pop(key) for key in list(kind) if key not in ABOUT_FIELDS}
+        ]
+        has_null = name in schema.get("required", ()) or {"type": "null"} in may_be
+        kind["anyOf"] = may_be if has_null else [*may_be, {"type": "null"}]
 
 
 class OllamaBody(Body):
     """What clients fill in where they want nothing is no reason to refuse: null, empty texts and lists."""
+
+    model_config = ConfigDict(json_schema_extra=_or_null)
 
     @model_validator(mode="before")
     @classmethod
@@ -36,15 +65,15 @@ def _listed(stop: object) -> object:
 class Options(OllamaBody):
     """How an answer is made."""
 
-    num_ctx: Annotated[int, Field(ge=1)] | None = None  # no more than is served
-    num_predict: Annotated[int, Field(ge=-2)] | None = None  # what is not above zero is no limit
+    num_ctx: Natural | None = None  # no more than is served
+    num_predict: Annotated[int, Field(ge=-2), WHOLE] | None = None  # what is not above zero is no limit
     temperature: Annotated[Finite, Field(ge=0)] | None = None
     top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    seed: Annotated[int, Field(ge=-1, lt=2**63)] | None = None  # -1 draws one
-    stop: Annotated[Stops, BeforeValidator(_listed, json_schema_input_type=str | Stops)] | None = None
+    top_k: Index | None = None
+    seed: Annotated[int, Field(ge=-1, lt=2**63), WHOLE] | None = None  # -1 draws one
+    stop: Annotated[Stops, BeforeValidator(_listed, json_schema_input_type=Stop | Stops)] | None = None
     repeat_penalty: Annotated[Finite, Field(ge=0.01, le=100)] | None = None
-    repeat_last_n: Annotated[int, Field(ge=-1)] | None = None  # -1 is all
+    repeat_last_n: Annotated[int, Field(ge=-1), WHOLE] | None = None  # -1 is all
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
 
@@ -68,14 +97,14 @@ class Options(OllamaBody):
 class Generated(OllamaBody):
     """What requests of both kinds can ask for."""
 
-    model: str
+    model: Name
     stream: bool = True
     format: Literal["", "json"] | Mapping[str, Any] | None = None
     options: Options = Field(default_factory=Options)
     keep_alive: str | float | None = None  # the model stays in any case
-    think: Literal[False] | None = None
+    think: No | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS), WHOLE] | None = None
 
     @field_validator("format", mode="before")
     @classmethod
@@ -108,7 +137,7 @@ class Function(OllamaBody):
 
     name: str
     arguments: Mapping[str, Any] = Field(default_factory=dict)
-    index: int | None = None
+    index: Annotated[int, WHOLE] | None = None
 
 
 class ToolCall(OllamaBody):
@@ -147,7 +176,7 @@ class ChatRequest(Generated):
     """`POST /api/chat`."""
 
     messages: list[Message] = Field(default_factory=list)  # none: only load the model
-    tools: Sequence[Mapping[str, Any]] | None = None
+    tools: Sequence[Tool] | None = None
 
     @model_validator(mode="after")
     def _ends_with_a_question(self) -> "ChatRequest":
@@ -178,6 +207,6 @@ class GenerateRequest(Generated):
 class ShowRequest(OllamaBody):
     """`POST /api/show`."""
 
-    model: str = ""
-    name: str = ""  # as older clients call it
+    model: Name = ""
+    name: Name = ""  # as older clients call it
     verbose: bool = False  # there is no more to tell

@@ -8,18 +8,38 @@ from starlette.responses import JSONResponse, Response
 from cake.api.answering import answered
 from cake.api.errors import ApiError
 from cake.api.handlers import About, Dialect, Endpoint, posted
+from cake.api.ollama.answers import (
+    ApiVersion,
+    AvailableModels,
+    ChatAnswer,
+    ChatLoaded,
+    ChatPiece,
+    GenerateAnswer,
+    GenerateLoaded,
+    GeneratePiece,
+    ModelDescribed,
+    OllamaError,
+    RunningModels,
+)
 from cake.api.ollama.models import LATEST, VERSION, Listed
-from cake.api.ollama.replies import ChatReply, OllamaError, TextReply, error_body
+from cake.api.ollama.replies import ChatReply, TextReply, error_body
 from cake.api.ollama.requests import ChatRequest, Generated, GenerateRequest, ShowRequest
 from cake.api.service import Service
 from cake.api.task import Task
 
-Object = dict[str, Any]
+
+def _about(summary: str, answer: Any, line: Any = None) -> About:
+    return About(summary, answer, line=line, error=OllamaError, group="Ollama")
 
 
-def _about(summary: str, *errors: int, streams: bool = False) -> About:
-    line = Object if streams else None
-    return About(summary, Object, line=line, errors=errors, error=OllamaError, group="Ollama")
+CHAT = _about("Answer a chat.", ChatAnswer | ChatLoaded, ChatPiece | ChatAnswer | OllamaError)
+GENERATE = _about(
+    "Answer a prompt.", GenerateAnswer | GenerateLoaded, GeneratePiece | GenerateAnswer | OllamaError
+)
+SHOW = _about("What the model is.", ModelDescribed)
+TAGS = _about("Which models are served.", AvailableModels)
+RUNNING = _about("Which of them are loaded.", RunningModels)
+VERSION_OF = _about("Whose API this is.", ApiVersion)
 
 
 def ollama_dialect(service: Service) -> Dialect:
@@ -28,11 +48,11 @@ def ollama_dialect(service: Service) -> Dialect:
 
     async def chat(request: Request, body: ChatRequest) -> Response:
         _check(service, body)
-        reply = ChatReply(body.model)
+        reply, offer = ChatReply(body.model), body.offer
         if not body.messages:
             return JSONResponse(reply.loaded)
         messages = [message.for_template for message in body.messages]
-        task = await service.chat(body.asked, messages, body.offer)
+        task = await service.chat(body.asked, messages, offer)
         return await answered(request, service, task, reply, body.stream)
 
     async def generate(request: Request, body: GenerateRequest) -> Response:
@@ -54,15 +74,16 @@ def ollama_dialect(service: Service) -> Dialect:
         return JSONResponse(listed.running)
 
     async def version(request: Request) -> Response:
-        return JSONResponse({"version": VERSION})
+        told: ApiVersion = {"version": VERSION}
+        return JSONResponse(told)
 
     endpoints = [
-        posted("/api/chat", ChatRequest, chat, _about("Answer a chat.", streams=True)),
-        posted("/api/generate", GenerateRequest, generate, _about("Answer a prompt.", streams=True)),
-        posted("/api/show", ShowRequest, show, _about("What the model is.")),
-        Endpoint("/api/tags", tags, about=_about("Which models are served.")),
-        Endpoint("/api/ps", running, about=_about("Which of them are loaded.")),
-        Endpoint("/api/version", version, about=_about("Whose API this is.")),
+        posted("/api/chat", ChatRequest, chat, CHAT),
+        posted("/api/generate", GenerateRequest, generate, GENERATE),
+        posted("/api/show", ShowRequest, show, SHOW),
+        Endpoint("/api/tags", tags, about=TAGS),
+        Endpoint("/api/ps", running, about=RUNNING),
+        Endpoint("/api/version", version, about=VERSION_OF),
     ]
     return Dialect(endpoints, error_body, _is_spoken)
 

@@ -7,11 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
-from cake.api.bodies import ANY_OBJECT, WHOLE, Bias, Body, Finite, Index, ModelName, Natural, Penalty
+from cake.api.bodies import (
+    ANY_OBJECT,
+    WHOLE,
+    Bias,
+    Body,
+    Finite,
+    Index,
+    ModelName,
+    Natural,
+    Penalty,
+    Stop,
+    Tool,
+    Yes,
+)
 from cake.api.task import Asked
-from cake.tools import NAME, Offer, read_offer
+from cake.tools import Offer, read_offer
 
 MOST_STOPS = 4
 MOST_CHOICES = 16
@@ -23,25 +36,6 @@ Biases = Annotated[
             "type": "object",
             "propertyNames": {"pattern": "^[0-9]+$"},
             "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
-        }
-    ),
-]
-# Of these `cake.tools` knows what they may be, and how to say what is wrong.
-FUNCTION = {
-    "type": "object",
-    "required": ["name"],
-    "properties": {
-        "name": {"type": "string", "pattern": f"^{NAME.pattern}$"},
-        "parameters": {"anyOf": [{"type": "object", "description": "A JSON schema."}, {"type": "null"}]},
-    },
-}
-Tool = Annotated[
-    Mapping[str, Any],
-    WithJsonSchema(
-        {
-            "type": "object",
-            "required": ["function"],
-            "properties": {"type": {"const": "function"}, "function": FUNCTION},
         }
     ),
 ]
@@ -68,25 +62,18 @@ Called = Annotated[
     dict[str, Any],
     WithJsonSchema({"type": "object", "required": ["function"], "properties": {"function": CALLED}}),
 ]
-Stop = Annotated[str, Field(min_length=1)]
 Prompt = str | Annotated[list[Index], Field(min_length=1)]
 QUESTION = [{"role": "user", "content": "Hello!"}]
 
 
-class Exact(Body):
-    """A number is no text that says one, and neither is whether something is so."""
-
-    model_config = ConfigDict(strict=True)
-
-
-class StreamOptions(Exact):
+class StreamOptions(Body):
     """Of a streamed answer."""
 
     include_usage: bool = False
     """Whether a last event counts the tokens."""
 
 
-class Sampled(Exact):
+class Sampled(Body):
     """What requests of both kinds can ask for."""
 
     model: ModelName
@@ -146,14 +133,14 @@ class Sampled(Exact):
         return stop
 
 
-class TextPart(Exact):
+class TextPart(Body):
     """A part of a message; pictures and sound are refused."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(Exact):
+class Message(Body):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -181,7 +168,7 @@ class Message(Exact):
         return told | {key: value for key, value in given.items() if value}
 
 
-class Schema(Exact):
+class Schema(Body):
     """A JSON schema that the answer keeps to."""
 
     name: str
@@ -193,7 +180,7 @@ class Schema(Exact):
     """It is kept to in any case."""
 
 
-class ResponseFormat(Exact):
+class ResponseFormat(Body):
     """What the answer is to be."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -226,7 +213,7 @@ class ChatRequest(Sampled):
     """Functions that the model may call, in OpenAI's form, of which the client runs them."""
     tool_choice: ToolChoice | None = None
     """`none`, `auto`, `required`, or the one function that must be called."""
-    parallel_tool_calls: Literal[True] | None = None
+    parallel_tool_calls: Yes | None = None
     """The model decides."""
     logprobs: bool | None = None
     """Whether each token brings its log probability."""
