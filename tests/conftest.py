@@ -330,9 +330,10 @@ def api_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from real_processes import GREEDY as GREEDY_OPTIONS
 
     started: list[CakeProcess] = []
+    notes = str(tmp_path_factory.mktemp("notes"))  # of its own: it is there while other tests run
 
     def start(*arguments: object) -> CakeProcess:
-        started.append(CakeProcess(*arguments))
+        started.append(CakeProcess(*arguments, TMPDIR=notes, TEMP=notes))
         return started[-1]
 
     cluster = start_workers(start, tmp_path_factory.mktemp("api"), "0-14", "15-29")
