@@ -149,7 +149,8 @@ class DeviceThread:
 
         Those of OpenMP belong to the thread that they compute for, and two lots get in one another's way.
         """
-        return not self._n_handed_in and (self._threads == 1 or self.placement.device.type != "cpu")
+        free = not self._n_handed_in and not self._stopping.is_set()
+        return free and (self._threads == 1 or self.placement.device.type != "cpu")
 
     def run_here(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `function` in the event loop's thread, where that `may_stay_out`."""

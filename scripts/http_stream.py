@@ -29,7 +29,7 @@ class HttpStream:
         Raises `RefusedError`, and `asyncio.IncompleteReadError` where the connection ends before the answer.
         """
         content = json.dumps(body).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: cake\r\nContent-Length: {len(content)}\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
         self._writer.write(head.encode() + content)
         status, _, _ = (await self._reader.readuntil(b"\r\n\r\n")).partition(b"\r\n")
         if b" 200 " not in status:

@@ -60,6 +60,7 @@ async def test_the_loop_computes_only_when_nothing_waits_and_no_other_threads_ar
     assert alone.run_here(torch.is_inference_mode_enabled)
     assert not torch.is_inference_mode_enabled()
     alone.close()
+    assert not alone.may_stay_out
     with pytest.raises(device.StoppedError):
         alone.run_here(int)
 
