@@ -50,6 +50,30 @@ def memory_limit(bench: Bench, alone: float) -> str:
     return f"two cores read {bandwidth / 1e9:.1f} GB/s, enough for {most:.1f}: {most / alone:.2f}"
 
 
+async def same_texts(bench: Bench, n: int = 24, together: int = 8, n_tokens: int = 48) -> Outcome:
+    """The share of texts that are the same whether requests run alone or eight at once."""
+    async with bench.cluster(2) as generator:
+
+        async def text(prompt: Sequence[int]) -> list[int]:
+            session = Session()
+            tokens = [p.token async for p in generator.generate(session, prompt, GREEDY, n_tokens)]
+            await generator.close_session(session)
+            return tokens
+
+        prompts = [bench.prompt(8 + 5 * seed, seed) for seed in range(n)]
+        alone = [await text(prompt) for prompt in prompts]
+        crowd: list[list[int]] = []
+        for first in range(0, n, together):
+            crowd += await asyncio.gather(*map(text, prompts[first : first + together]))
+    same = sum(a == b for a, b in zip(alone, crowd, strict=True))
+    measured = f"{same} of {n}, each of {n_tokens} tokens"
+    rounds = bench.placement.dtype != torch.float32 and bench.placement.quantize == "none"
+    bar = (
+        0.0 if rounds else 1.0
+    )  # rounded activations differ with the number of rows, in a near tie the token too
+    return Outcome(f"texts of {together} at once that are those of one alone", measured, same / n, bar)
+
+
 async def beside_a_long_prompt(bench: Bench, n_prompt: int = 2000) -> Outcome:
     """The longest gap between two tokens of one user while another sends a long prompt."""
     long = bench.prompt(n_prompt, 1)

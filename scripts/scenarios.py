@@ -16,7 +16,7 @@ from bare_ring import bare_overhead
 from distant_workers import behind_slow_links, guessing, int8_on_the_wire
 from encryption import encrypted
 from loading import alternating, loading, resident
-from many_requests import beside_a_long_prompt, eight_requests, waiting
+from many_requests import beside_a_long_prompt, eight_requests, same_texts, waiting
 from trial import GREEDY, Bench, Outcome, first_token, in_turn, three_digits
 
 from cake.generator import Generator
@@ -86,6 +86,7 @@ async def overhead(bench: Bench, n: int = 200) -> Outcome:
 SCENARIOS: dict[str, Callable[[Bench], Awaitable[Outcome]]] = {
     "prompt": prompt_over_two,
     "requests": eight_requests,
+    "same": same_texts,
     "beside": beside_a_long_prompt,
     "waiting": waiting,
     "links": behind_slow_links,
