@@ -77,6 +77,12 @@ class _Server(uvicorn.Server):
                 connection.transport.abort()
         await super().shutdown(sockets)
 
+    async def give_up(self) -> None:
+        """End at once: whoever still answers learns that his client is gone, and is not cut off amid it."""
+        self._late_s = -math.inf
+        if self.started:
+            await self.shutdown()
+
 
 def listen_at(address: str) -> socket.socket:
     """A socket that listens at `host:port`. Raises `CakeError` where that cannot be."""
@@ -128,4 +134,9 @@ async def serve(app: ASGIApp, listening: socket.socket, on_leave: Callable[[], o
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=LAST_BYTES_S,
     )
-    await _Server(config, door, on_leave).serve([listening])
+    server = _Server(config, door, on_leave)
+    try:
+        await server.serve([listening])
+    except asyncio.CancelledError:
+        await server.give_up()
+        raise
