@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import logging
 import math
@@ -90,8 +91,18 @@ def listen_at(address: str) -> socket.socket:
         host, port = parse_address(address)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
-    except (OSError, ValueError, OverflowError) as error:
+    except ValueError as error:
         raise CakeError(f"--api {address}: cannot listen there: {error}") from error
+    except (OSError, OverflowError) as error:
+        raise CakeError(_why_not_at(address, error)) from error
+
+
+def _why_not_at(address: str, error: Exception) -> str:
+    """Why nothing can listen there, for a person."""
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        return f"--api {address} is in use; stop the other program or choose another port"
+    reason = getattr(error, "strerror", None) or "not a host's name"
+    return f"--api {address} cannot be used: {reason}; choose an address of this machine"
 
 
 def url_of(listening: socket.socket) -> str:
