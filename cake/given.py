@@ -18,6 +18,7 @@ OF_ONE_PROMPT = {
     "system_prompt": "--system-prompt",
     "sample_len": "--sample-len",
 }
+OF_WORKER = {"name": "--name", "address": "--address", "allow": "--allow", "drain": "--drain"}
 OF_API = {"api_key": "--api-key", "api_origin": "--api-origin"}
 
 
@@ -28,8 +29,13 @@ def refuse_contradictions(mode: str, given: Given) -> None:
     _refuse_beside_api(mode, given)
     if mode == "worker":
         return
+    for name, flag in OF_WORKER.items():
+        if _typed(name):
+            raise CakeError(f"{flag} is for a worker; start one with --mode worker")
     if given["chat"] and given["as_json"]:
         raise CakeError("--chat and --json do not go together; choose one")
+    if given["chat"] and _typed("prompt"):
+        raise CakeError("--chat and --prompt do not go together: a chat asks for each line")
     if given["speculate"] != "none" and given["draft_model"]:
         raise CakeError(f"--speculate {given['speculate']} and --draft-model both guess; choose one")
 

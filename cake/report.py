@@ -88,13 +88,16 @@ def _stage_json(stage: Stage) -> dict[str, Any]:
 def closing_lines(answer: Answer, pipeline: Pipeline) -> str:
     """A line on the answer, and a line on each stage's share of it."""
     kept = answer.prompt_tokens - answer.prompt_run
+    generation = (
+        f" · generation at {answer.decode_tokens_per_s:.1f} tokens/s" if len(answer.token_ids) > 1 else ""
+    )
     proposals = f" · {answer.accepted} of {answer.proposed} proposed tokens accepted"
     summary = (
         f"{len(answer.token_ids)} tokens ({answer.finish_reason or 'interrupted'})"
         f" · first after {answer.first_token_s:.2f} s"
         f" · prompt of {answer.prompt_tokens}{f' ({kept} kept)' if kept else ''}"
         f" at {answer.prefill_tokens_per_s:.1f} tokens/s"
-        f" · generation at {answer.decode_tokens_per_s:.1f} tokens/s{proposals if answer.proposed else ''}"
+        f"{generation}{proposals if answer.proposed else ''}"
         f" · memory {human_bytes(peak_memory_bytes())}"
     )
     rows = [

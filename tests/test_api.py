@@ -244,6 +244,10 @@ def test_a_second_turn_is_not_computed_from_its_beginning(client: openai.OpenAI,
         ({"extra_body": {"mirostat": 2}}, "mirostat is not supported"),
         ({"stop": ["a"] * 5}, "at most 4"),
         ({"stream_options": {"include_usage": True}}, "set stream"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "parts.0.type: Input should be 'text'",
+        ),
         ({"messages": [{"role": "user", "content": "word " * 600}]}, "6.. tokens and the context holds 512"),
     ],
 )

@@ -70,7 +70,7 @@ def test_a_process_ends_amid_an_answer_without_ado(
                 refused(url, model)
         if told == [signal.SIGTERM]:
             assert "data: [DONE]" in list(lines)
-    code, _, stderr = process.finish()
+        code, _, stderr = process.finish()  # the client is there until the end
     assert code == (130 if signal.SIGINT in told else 0)
     assert not re.search("Traceback|Error|error", stderr)
 

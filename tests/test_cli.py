@@ -153,6 +153,7 @@ def test_an_address_in_use_is_named(cli, folder: Path, tmp_path: Path) -> None:
         address = f"127.0.0.1:{other.getsockname()[1]}"
         arguments = ("--mode", "worker", "--model", folder, "--topology", path, "--address", address)
         check_refusal(cli(*arguments), address, "in use")
+        check_refusal(cli("--model", folder, "--api", address), f"--api {address} is in use")
 
 
 def test_a_malformed_address_is_explained(cli, tmp_path: Path) -> None:
@@ -248,6 +249,17 @@ def test_a_device_that_is_not_here_is_named(cli, folder: Path) -> None:
 
 def test_chat_and_json_exclude_one_another(cli) -> None:
     check_refusal(cli("--chat", "--json"), "--chat and --json")
+
+
+def test_a_chat_takes_no_prompt(cli) -> None:
+    check_refusal(cli("--chat", "--prompt", "Hello"), "--chat and --prompt")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--name", "pc"), ("--address", "a:1"), ("--allow", "::1"), ("--drain", "1")]
+)
+def test_a_master_takes_no_options_of_workers(cli, option: str, value: str) -> None:
+    check_refusal(cli(option, value), f"{option} is for a worker", "--mode worker")
 
 
 def test_only_one_may_guess(cli) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import logging
 import math
@@ -77,6 +78,12 @@ class _Server(uvicorn.Server):
                 connection.transport.abort()
         await super().shutdown(sockets)
 
+    async def give_up(self) -> None:
+        """End at once: whoever still answers learns that his client is gone, and is not cut off amid it."""
+        self._late_s = -math.inf
+        if self.started:
+            await self.shutdown()
+
 
 def listen_at(address: str) -> socket.socket:
     """A socket that listens at `host:port`. Raises `CakeError` where that cannot be."""
@@ -84,8 +91,18 @@ def listen_at(address: str) -> socket.socket:
         host, port = parse_address(address)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
-    except (OSError, ValueError, OverflowError) as error:
+    except ValueError as error:
         raise CakeError(f"--api {address}: cannot listen there: {error}") from error
+    except (OSError, OverflowError) as error:
+        raise CakeError(_why_not_at(address, error)) from error
+
+
+def _why_not_at(address: str, error: Exception) -> str:
+    """Why nothing can listen there, for a person."""
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        return f"--api {address} is in use; stop the other program or choose another port"
+    reason = getattr(error, "strerror", None) or "not a host's name"
+    return f"--api {address} cannot be used: {reason}; choose an address of this machine"
 
 
 def url_of(listening: socket.socket) -> str:
@@ -128,4 +145,9 @@ async def serve(app: ASGIApp, listening: socket.socket, on_leave: Callable[[], o
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=LAST_BYTES_S,
     )
-    await _Server(config, door, on_leave).serve([listening])
+    server = _Server(config, door, on_leave)
+    try:
+        await server.serve([listening])
+    except asyncio.CancelledError:
+        await server.give_up()
+        raise

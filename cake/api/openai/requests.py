@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, WithJsonSchema, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, WithJsonSchema, field_validator, model_validator
 
 from cake.api.bodies import (
     ANY_OBJECT,
@@ -140,12 +140,22 @@ class TextPart(Body):
     text: str
 
 
+def _kind(content: object) -> str:
+    return "nothing" if content is None else "text" if isinstance(content, str) else "parts"
+
+
+Content = Annotated[  # tagged, so that what is wrong with a part is said, and not that it is no text
+    Annotated[str, Tag("text")] | Annotated[list[TextPart], Tag("parts")] | Annotated[None, Tag("nothing")],
+    Discriminator(_kind),
+]
+
+
 class Message(Body):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     """Who speaks; a developer's words are a system's."""
-    content: str | list[TextPart] | None = None
+    content: Content = None
     """What is said."""
     name: str | None = None
     """The speaker's name, for models whose chat template knows names."""

@@ -28,7 +28,9 @@ function showPipeline({ nodes, pipeline }) {
   for (const stage of pipeline) {
     way.push(arrow(stage), nodeElement(named.get(stage.node), [stage.span], stage.active));
   }
-  way.push(element("li", { className: busy ? "arrow active" : "arrow" }, "back to the master"));
+  if (pipeline.at(-1)?.node !== master.name) {
+    way.push(element("li", { className: busy ? "arrow active" : "arrow" }, "back to the master"));
+  }
   $("#pipeline").replaceChildren(...way);
   const used = new Set([master.name, ...pipeline.map((stage) => stage.node)]);
   const apart = nodes.filter((node) => !used.has(node.name));
