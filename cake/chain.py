@@ -16,7 +16,8 @@ from cake.model.batch import Batch, Segment
 from cake.protocol.messages import Forward, Hop, Result, StageReport, WireSegment
 from cake.protocol.tensors import NAMES, from_wire, to_wire
 from cake.remote import NUMBERS, RemoteStage, number_of
-from cake.stage import Computed, Span
+from cake.stage import Computed
+from cake.stage_stats import Span
 from cake.wire_dtype import Trip, WireDtype
 
 log = logging.getLogger(__name__)

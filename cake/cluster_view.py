@@ -20,7 +20,7 @@ from cake.protocol.tensors import NAMES
 from cake.remote import RemoteStage
 from cake.routes import AnyStage
 from cake.snapshot import Condition, MemoryShown, NodeShown, Rates, Snapshot, StageShown, Standing, State
-from cake.stage import StageStats
+from cake.stage_stats import StageStats
 from cake.tasks import end
 from cake.topology import MASTER, Node
 

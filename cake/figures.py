@@ -1,6 +1,6 @@
 """Figures: what the master observes of its own work, counted since it began.
 
-What each stage did is counted where it is done (`cake.stage.StageStats`). Knows nothing of who looks at
+What each stage did is counted where it is done (`cake.stage_stats.StageStats`). Knows nothing of who looks at
 figures, and costs a token about a microsecond.
 """
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from cake.chunks import FEW_TOKENS
 from cake.errors import CakeError, PromptTooLongError, SetupError
 from cake.figures import Figures
 from cake.job import OnProgress, nobody, nothing
@@ -19,7 +20,7 @@ from cake.model.tokenizer import Detokenizer, Tokenizer
 from cake.passes import Made, Passes
 from cake.pipeline import Pipeline
 from cake.pool import SessionPool
-from cake.scheduler import FEW_TOKENS, Scheduler
+from cake.scheduler import Scheduler
 from cake.session import Session
 from cake.speculation import Proposer, Speculation
 

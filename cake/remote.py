@@ -31,7 +31,7 @@ from cake.protocol.messages import (
     Unlinked,
     Welcome,
 )
-from cake.stage import StageStats
+from cake.stage_stats import StageStats
 from cake.topology import Node
 
 log = logging.getLogger(__name__)

@@ -19,6 +19,7 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
+from cake.chunks import CHUNK_BESIDE_OTHERS, FEW_TOKENS, SENT_AHEAD, chunk_tokens
 from cake.errors import NodeLostError, SessionLostError
 from cake.figures import Figures
 from cake.job import Job, OnProgress, Part, choices, nobody
@@ -28,12 +29,6 @@ from cake.session import Session
 from cake.turns import Turns
 
 T = TypeVar("T")
-
-LARGEST_CHUNK, SMALLEST_CHUNK = 512, 48
-CHUNK_BESIDE_OTHERS = 32  # whose tokens wait for it in every stage
-CHUNKS_PER_STAGE = 16  # filling and emptying the pipeline then takes a sixteenth of a prompt's time
-SENT_AHEAD = 2  # chunks of a prompt, beyond one in each stage
-FEW_TOKENS = 16  # what a session that generates lacks at most, drafted tokens included
 
 
 class Stages(Mendable, Protocol):
@@ -49,14 +44,6 @@ class Stages(Mendable, Protocol):
     ) -> Tensor: ...
 
     async def choose(self, hidden: Tensor, choice: Callable[[Tensor], T]) -> T: ...
-
-
-def chunk_tokens(n_tokens: int, n_stages: int) -> int:
-    """Tokens of a chunk for a prompt of `n_tokens`."""
-    if n_stages == 1:
-        return LARGEST_CHUNK
-    share = -(-n_tokens // (CHUNKS_PER_STAGE * n_stages * 16)) * 16
-    return min(max(share, SMALLEST_CHUNK), LARGEST_CHUNK)
 
 
 class Scheduler:

@@ -8,15 +8,14 @@ a prefix, continuing a chat and recovering are all this one rule. A stage that h
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from cake.budget import CacheBudget
+from cake.chunks import FEW_TOKENS
 from cake.device import DeviceThread
 from cake.errors import SessionLostError, SetupError
 from cake.kernels.block import FusedBlock, tokens_at_once
@@ -28,42 +27,9 @@ from cake.model.llama import Block
 from cake.model.rope import RopeTable, rope_table
 from cake.protocol.messages import WireTensor
 from cake.protocol.tensors import NAMES, from_wire, to_wire
+from cake.stage_stats import Span, StageStats
 
-FEW_TOKENS = 16
 SOON_S = 0.1  # in which the event loop need not answer anyone else
-
-
-class Span(NamedTuple):
-    """A batch that a stage computed; `started_s` is on the clock of this process."""
-
-    started_s: float
-    compute_s: float
-    n_tokens: int
-
-
-@dataclass
-class StageStats:
-    """What a stage did since it was opened. `network_s` is waiting that was not computing.
-
-    Where there are `spans`, each batch is kept in them.
-    """
-
-    messages: int = 0
-    passes: int = 0  # batches that were computed
-    tokens: int = 0
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    compute_s: float = 0.0
-    network_s: float = 0.0
-    spans: deque[Span] | None = None
-
-    def computed(self, span: Span) -> None:
-        """Count a batch."""
-        self.passes += 1
-        self.tokens += span.n_tokens
-        self.compute_s += span.compute_s
-        if self.spans is not None:
-            self.spans.append(span)
 
 
 class Computed(NamedTuple):

@@ -12,7 +12,8 @@ from typing import Any
 
 from cake.errors import CakeError
 from cake.protocol.handshake import describe_spans
-from cake.stage import Span, Stage
+from cake.stage import Stage
+from cake.stage_stats import Span
 
 MOST_SPANS = 100_000  # of a stage; then the oldest are forgotten
 

@@ -18,9 +18,9 @@ from xml.sax.saxutils import escape
 
 import click
 
+from cake.chunks import FEW_TOKENS
 from cake.command import DEBUG, errors_in_one_line
 from cake.errors import CakeError
-from cake.scheduler import FEW_TOKENS
 
 WIDTH, ROW, BAR, MARGIN, TOP, AXIS = 960.0, 46.0, 28.0, 16.0, 40.0, 32.0
 LETTER, SMALL = 9.0, 6.7  # widths of an average one, bold and small, generously

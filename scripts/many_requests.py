@@ -12,10 +12,10 @@ from cluster import worker_processes
 from machine import read_bandwidth
 from trial import CONTEXT, GREEDY, Bench, Outcome, first_token, gaps, generator_over, in_turn, moments
 
+from cake.chunks import CHUNK_BESIDE_OTHERS
 from cake.generator import Generator
 from cake.model.cache import FIRST_CAPACITY
 from cake.pool import SessionPool
-from cake.scheduler import CHUNK_BESIDE_OTHERS
 from cake.session import Session
 from cake.text import human_bytes
 

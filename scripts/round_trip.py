@@ -22,7 +22,8 @@ from cake.protocol.handshake import Expectation, hello
 from cake.protocol.messages import Forward, WireSegment, WireTensor
 from cake.protocol.tensors import to_wire
 from cake.remote import Patience, RemoteStage, connect_worker
-from cake.stage import Answered, StageStats
+from cake.stage import Answered
+from cake.stage_stats import StageStats
 from cake.topology import Node
 from cake.visit import Service
 from cake.worker import Worker

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from conftest import GREEDY, NoText, spread, transformers_ids
 
+from cake.chunks import SMALLEST_CHUNK
 from cake.draft import DraftModel
 from cake.generator import Generator, Piece
 from cake.model.grammar import Grammars
 from cake.model.sampling import Sampler, SamplingParams
 from cake.pipeline import Pipeline
-from cake.scheduler import SMALLEST_CHUNK
 from cake.session import Session
 from cake.speculation import NGrams, Pace, Proposer
 

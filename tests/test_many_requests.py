@@ -7,8 +7,8 @@ from conftest import NoText, spread
 from many_requests import Crowd, last_chunk, waiting_outcome
 from test_connection import soon
 
+from cake.chunks import CHUNK_BESIDE_OTHERS
 from cake.generator import Generator
-from cake.scheduler import CHUNK_BESIDE_OTHERS
 
 
 async def test_the_last_chunk_runs_alone_upon_what_came_before(tiny_model: Path) -> None:

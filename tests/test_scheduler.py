@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from cake.chunks import CHUNK_BESIDE_OTHERS, FEW_TOKENS, SMALLEST_CHUNK, chunk_tokens
 from cake.errors import CakeError, NodeLostError, SessionLostError
 from cake.model.batch import Segment
-from cake.scheduler import CHUNK_BESIDE_OTHERS, FEW_TOKENS, SMALLEST_CHUNK, Scheduler, chunk_tokens
+from cake.scheduler import Scheduler
 from cake.session import Session
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from typing_extensions import TypeAliasType
 
 from cake.tools import NAME
@@ -54,6 +54,7 @@ Tool = Annotated[
     ),
 ]
 Bias = Annotated[Finite, Field(ge=-100, le=100)]
+MOST_LOGPROBS = 20
 NO_PREFIX = "an answer that goes on from the assistant's last message is not supported"
 ANY_OBJECT: dict[str, Any] = {"type": "object"}  # as a JSON schema
 
@@ -65,3 +66,23 @@ class Body(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class Scored(Body):
+    """A request that may want log probabilities."""
+
+    logprobs: bool | None = None
+    """Whether each token brings its log probability."""
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS), WHOLE] | None = None
+    """With `logprobs`: those of so many of the likeliest tokens too."""
+
+    @model_validator(mode="after")
+    def _scores_all_or_none(self) -> "Scored":
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs")
+        return self
+
+    @property
+    def n_scored(self) -> int | None:
+        """As `Asked` has it."""
+        return (self.top_logprobs or 0) if self.logprobs else None

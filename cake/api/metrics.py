@@ -17,7 +17,7 @@ from cake.api.handlers import Handler
 from cake.cluster_view import ClusterView
 from cake.figures import Distribution
 from cake.protocol.handshake import describe_spans
-from cake.stage import StageStats
+from cake.stage_stats import StageStats
 
 OF_STAGES: dict[str, tuple[str, Callable[[StageStats], float]]] = {
     "passes": ("Batches that a stage computed", lambda stats: stats.passes),

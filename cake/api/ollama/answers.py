@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from typing_extensions import NotRequired, TypedDict
 
+from cake.api.scores import Chosen
+
 
 class OllamaError(TypedDict):
     """Every answer of another status than 200."""
@@ -16,24 +18,10 @@ class OllamaError(TypedDict):
     error: str
 
 
-class LikelyToken(TypedDict):
-    """A token and how likely it was."""
-
-    token: Annotated[str, Field(description="As text; a part of a character is told by its bytes alone.")]
-    logprob: Annotated[float, Field(description="The natural logarithm of its probability.")]
-    bytes: list[int]
-
-
-class ChosenToken(LikelyToken):
-    """A token of the answer."""
-
-    top_logprobs: Annotated[list[LikelyToken], Field(description="The likeliest in its place, best first.")]
-
-
 class Scored(TypedDict):
     """With log probabilities, where they are wanted."""
 
-    logprobs: NotRequired[list[ChosenToken]]
+    logprobs: NotRequired[list[Chosen]]
 
 
 class FunctionCalled(TypedDict):

@@ -16,16 +16,15 @@ from cake.api.ollama.answers import (
     ChatAnswer,
     ChatLoaded,
     ChatPiece,
-    ChosenToken,
     Ending,
     GenerateAnswer,
     GenerateLoaded,
     GeneratePiece,
-    LikelyToken,
     OllamaError,
     Scored,
 )
-from cake.api.task import Delta, ScoredToken, Task, TokenScore
+from cake.api.scores import chosen
+from cake.api.task import Delta, Task
 from cake.tool_calls import Call
 
 
@@ -156,14 +155,5 @@ def _call(call: Call) -> CallMade:
 
 
 def _scores(parts: Iterable[Delta]) -> Scored:
-    scored = [_scored(part.scored) for part in parts if part.scored]
+    scored = [chosen(part.scored) for part in parts if part.scored]
     return {"logprobs": scored} if scored else {}
-
-
-def _scored(scored: ScoredToken) -> ChosenToken:
-    return {**_score(scored.chosen), "top_logprobs": [_score(each) for each in scored.likeliest]}
-
-
-def _score(score: TokenScore) -> LikelyToken:
-    token = score.token.decode(errors="replace")
-    return {"token": token, "logprob": score.logprob, "bytes": list(score.token)}

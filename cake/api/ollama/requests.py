@@ -20,6 +20,7 @@ from cake.api.bodies import (
     Natural,
     No,
     Penalty,
+    Scored,
     Stop,
     Stops,
     Tool,
@@ -27,7 +28,6 @@ from cake.api.bodies import (
 from cake.api.task import Asked
 from cake.tools import Offer, read_offer
 
-MOST_LOGPROBS = 20
 Name = ModelName | Annotated[str, Field(pattern="^.+:latest$")]  # Ollama's way to say a version
 ABOUT_FIELDS = {"default", "description"}  # what a schema says beside what may be there
 ALL_TOKENS = 1 << 30  # more than any context holds
@@ -94,7 +94,7 @@ class Options(OllamaBody):
         }
 
 
-class Generated(OllamaBody):
+class Generated(OllamaBody, Scored):
     """What requests of both kinds can ask for."""
 
     model: Name
@@ -103,8 +103,6 @@ class Generated(OllamaBody):
     options: Options = Field(default_factory=Options)
     keep_alive: str | float | None = None  # the model stays in any case
     think: No | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS), WHOLE] | None = None
 
     @field_validator("format", mode="before")
     @classmethod
@@ -113,17 +111,10 @@ class Generated(OllamaBody):
             raise ValueError("json, or a JSON schema")
         return wanted
 
-    @model_validator(mode="after")
-    def _scores_all_or_none(self) -> "Generated":
-        if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs")
-        return self
-
     @property
     def asked(self) -> Asked:
         """As every dialect says it."""
-        n_scored = (self.top_logprobs or 0) if self.logprobs else None
-        return Asked(**self.options.asked, n_scored=n_scored, schema=self._schema)
+        return Asked(**self.options.asked, n_scored=self.n_scored, schema=self._schema)
 
     @property
     def _schema(self) -> Mapping[str, Any] | None:

@@ -11,6 +11,7 @@ from pydantic import Discriminator, Field, Tag, WithJsonSchema, field_validator,
 
 from cake.api.bodies import (
     ANY_OBJECT,
+    MOST_LOGPROBS,
     WHOLE,
     Bias,
     Body,
@@ -19,6 +20,7 @@ from cake.api.bodies import (
     ModelName,
     Natural,
     Penalty,
+    Scored,
     Stop,
     Tool,
     Yes,
@@ -28,7 +30,6 @@ from cake.tools import Offer, read_offer
 
 MOST_STOPS = 4
 MOST_CHOICES = 16
-MOST_LOGPROBS = 20
 Biases = Annotated[
     Mapping[Annotated[int, Field(ge=0)], Bias],
     WithJsonSchema(
@@ -210,7 +211,7 @@ class ResponseFormat(Body):
         return ANY_OBJECT if self.type == "json_object" else None
 
 
-class ChatRequest(Sampled):
+class ChatRequest(Sampled, Scored):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1, examples=[QUESTION])]
@@ -225,24 +226,13 @@ class ChatRequest(Sampled):
     """`none`, `auto`, `required`, or the one function that must be called."""
     parallel_tool_calls: Yes | None = None
     """The model decides."""
-    logprobs: bool | None = None
-    """Whether each token brings its log probability."""
-    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS), WHOLE] | None = None
-    """With `logprobs`: those of so many of the likeliest tokens too."""
-
-    @model_validator(mode="after")
-    def _scores_all_or_none(self) -> "ChatRequest":
-        if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs")
-        return self
 
     @property
     def asked(self) -> Asked:
         """As every dialect says it."""
-        n_scored = (self.top_logprobs or 0) if self.logprobs else None
         limit = self.max_completion_tokens or self.max_tokens
         wanted = self.response_format.wanted if self.response_format else None
-        return replace(super().asked, max_tokens=limit, n_scored=n_scored, schema=wanted)
+        return replace(super().asked, max_tokens=limit, n_scored=self.n_scored, schema=wanted)
 
     @property
     def offer(self) -> Offer:

@@ -6,18 +6,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from cake.api.answering import answered
-from cake.api.answers import (
+from cake.api.answers import ErrorAnswer
+from cake.api.errors import ApiError
+from cake.api.handlers import About, Dialect, Endpoint, posted
+from cake.api.openai.answers import (
     ChatChunk,
     ChatCompletion,
     Completion,
     CompletionChunk,
-    ErrorAnswer,
     LastChatChunk,
     ModelCard,
     ModelList,
 )
-from cake.api.errors import ApiError
-from cake.api.handlers import About, Dialect, Endpoint, posted
 from cake.api.openai.events import DONE, Events
 from cake.api.openai.requests import ChatRequest, CompletionRequest, Sampled
 from cake.api.openai.shapes import ChatShape, CompletionShape, error_body

@@ -4,28 +4,27 @@ import secrets
 import time
 from collections.abc import Iterable, Sequence
 
-from cake.api.answers import (
+from cake.api.answers import ErrorAnswer
+from cake.api.errors import ApiError
+from cake.api.openai.answers import (
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
     ChatCompletion,
     ChatDelta,
     ChatLogprobs,
-    Chosen,
     Common,
     Completion,
     CompletionChoice,
     CompletionChunk,
     CompletionLogprobs,
-    ErrorAnswer,
     LastChatChunk,
-    Likely,
     Said,
     ToolCall,
     Usage,
 )
-from cake.api.errors import ApiError
-from cake.api.task import Delta, ScoredToken, Task, TokenScore
+from cake.api.scores import chosen, readable
+from cake.api.task import Delta, ScoredToken, Task
 from cake.tool_calls import Call
 
 
@@ -142,9 +141,9 @@ class CompletionShape:
         if not scored:
             return None
         return {
-            "tokens": [_readable(each.chosen.token) for each in scored],
+            "tokens": [readable(each.chosen.token) for each in scored],
             "token_logprobs": [each.chosen.logprob for each in scored],
-            "top_logprobs": [{_readable(t.token): t.logprob for t in each.likeliest} for each in scored],
+            "top_logprobs": [{readable(t.token): t.logprob for t in each.likeliest} for each in scored],
             "text_offset": offsets,
         }
 
@@ -181,18 +180,5 @@ def _call(call: Call) -> ToolCall:
 
 
 def _logprobs(parts: Iterable[Delta]) -> ChatLogprobs | None:
-    content = [_scored(part.scored) for part in parts if part.scored]
+    content = [chosen(part.scored) for part in parts if part.scored]
     return {"content": content, "refusal": None} if content else None
-
-
-def _scored(scored: ScoredToken) -> Chosen:
-    return {**_score(scored.chosen), "top_logprobs": [_score(each) for each in scored.likeliest]}
-
-
-def _score(score: TokenScore) -> Likely:
-    return {"token": _readable(score.token), "logprob": score.logprob, "bytes": list(score.token)}
-
-
-def _readable(token: bytes) -> str:
-    """A part of a character is no text: its bytes are told apart."""
-    return token.decode(errors="replace")
