@@ -18,7 +18,7 @@ from cake.news import News
 from cake.protocol.messages import Memory
 from cake.protocol.tensors import NAMES
 from cake.remote import RemoteStage
-from cake.routes import AnyStage
+from cake.route import AnyStage
 from cake.snapshot import Condition, MemoryShown, NodeShown, Rates, Snapshot, StageShown, Standing, State
 from cake.stage_stats import StageStats
 from cake.tasks import end

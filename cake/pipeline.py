@@ -24,7 +24,8 @@ from cake.model.llama import Embedding, Head, load_ends
 from cake.net.tls import Credentials
 from cake.protocol.handshake import MAX_BATCH_TOKENS, Expectation, describe_spans
 from cake.remote import Patience
-from cake.routes import AnyStage, Recovery, Route, Routes
+from cake.route import AnyStage, Route
+from cake.routes import Recovery, Routes
 from cake.stage import LocalStage
 from cake.text import human_bytes
 from cake.topology import MASTER, Node, Topology

@@ -7,19 +7,18 @@ stages that hold nothing of it, so the scheduler runs its tokens again, as far a
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
-
-from torch import Tensor
 
 from cake.chain import Chain, link_stages
 from cake.cover import Offer, cheapest_cover
 from cake.crew import Crew
 from cake.errors import NodeLostError, SessionLostError
-from cake.model.batch import Batch, Segment
+from cake.model.batch import Segment
 from cake.protocol.handshake import describe_spans
 from cake.remote import RemoteStage
+from cake.route import AnyStage, Route, is_leaving
 from cake.stage import LocalStage
 from cake.topology import Node
 
@@ -27,7 +26,6 @@ ADOPT_AFTER_S = 2.0  # a worker that was only restarted is back by then
 LAST_RESORT = 1e6  # a cost above any number of sessions
 LEAVING = 1e9  # and above that of all that can be adopted
 
-AnyStage = LocalStage | RemoteStage
 Adopt = Callable[[range], Awaitable[LocalStage | None]]  # load a span here, where that can be
 
 
@@ -37,43 +35,6 @@ class Recovery:
 
     rejoin_timeout: float = 60.0
     adopt: bool = False
-
-
-class Route:
-    """Legs that cover every block, one after another."""
-
-    def __init__(self, legs: Sequence[LocalStage | Chain]) -> None:
-        self._legs = tuple(legs)
-        self.stages = tuple(_stages_of(legs))
-        self._until: dict[int, Route] = {}  # the same, but ending earlier
-
-    def until(self, block: int) -> "Route":
-        """The stages that begin before `block`."""
-        if block not in self._until:
-            legs = [_leg_until(leg, block) for leg in self._legs]
-            self._until[block] = Route([leg for leg in legs if leg is not None])
-        return self._until[block]
-
-    @property
-    def alive(self) -> bool:
-        """Whether all its workers, and their ways to one another, are there."""
-        return all(leg.alive for leg in self._legs if isinstance(leg, Chain))
-
-    @property
-    def leaving(self) -> bool:
-        """Whether one of its workers will stop soon."""
-        return any(_is_leaving(stage) for stage in self.stages)
-
-    @property
-    def network_s(self) -> float:
-        """Seconds that a small batch spends on the network, as measured lately."""
-        return sum(leg.network_s for leg in self._legs if isinstance(leg, Chain))
-
-    async def forward(self, batch: Batch) -> Tensor:
-        """Run the batch through its blocks; hidden states `[n_tokens, hidden_size]`."""
-        for leg in self._legs:
-            batch = Batch((await leg.forward(batch)).hidden, batch.segments)
-        return batch.hidden
 
 
 class Routes:
@@ -243,7 +204,7 @@ class Routes:
         """
         load = Counter(stage for route in self._of_session.values() for stage in route.stages)
         there: list[AnyStage] = [*self._own, *self._present()]
-        offers = [Offer(stage.blocks, load[stage] + LEAVING * _is_leaving(stage), stage) for stage in there]
+        offers = [Offer(stage.blocks, load[stage] + LEAVING * is_leaving(stage), stage) for stage in there]
         return offers + [Offer(stage.blocks, LAST_RESORT + load[stage], stage) for stage in self._adopted]
 
     def _present(self) -> list[RemoteStage]:
@@ -282,21 +243,3 @@ class Routes:
 
 def _is_good(route: Route | None) -> TypeGuard[Route]:
     return route is not None and route.alive and not route.leaving
-
-
-def _leg_until(leg: LocalStage | Chain, block: int) -> LocalStage | Chain | None:
-    if isinstance(leg, Chain):
-        return leg.until(block)
-    return leg if leg.blocks.start < block else None
-
-
-def _is_leaving(stage: AnyStage) -> bool:
-    return isinstance(stage, RemoteStage) and stage.worker.leaving
-
-
-def _stages_of(legs: Sequence[LocalStage | Chain]) -> Iterator[AnyStage]:
-    for leg in legs:
-        if isinstance(leg, Chain):
-            yield from leg.stages
-        else:
-            yield leg

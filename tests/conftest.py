@@ -140,6 +140,12 @@ async def loaded_stage(
     return stage
 
 
+@pytest.fixture
+async def here(tiny_model: Path, thread: DeviceThread) -> LocalStage:
+    """The first blocks of the tiny model in this process: what right results of a worker's are."""
+    return await loaded_stage(Checkpoint(tiny_model), range(0, 3), thread)
+
+
 @asynccontextmanager
 async def serving(
     folder: Path,

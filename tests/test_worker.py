@@ -3,9 +3,7 @@
 import asyncio
 import contextlib
 import logging
-import random
 import re
-import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,25 +12,22 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PATIENT, loaded_stage, serving
+from conftest import PATIENT, serving
 from msgspec import structs
-from test_connection import soon, wire
+from test_connection import soon
 from test_remote import Peer
 
 from cake.chain import Chain
-from cake.errors import NodeError, SessionLostError
+from cake.errors import SessionLostError
 from cake.model.batch import Batch, Segment
-from cake.net.listener import bind
 from cake.pipeline import expectation
 from cake.protocol.messages import (
     VERSION,
-    Alive,
     Failed,
     Forget,
     Forward,
     Goodbye,
     Hello,
-    Leaving,
     Lost,
     Message,
     Result,
@@ -103,12 +98,6 @@ async def run(stage: Chain | LocalStage, session: int, position: int, hidden: to
     return (await soon(stage.forward(Batch(hidden, (Segment(session, position, len(hidden)),))))).hidden
 
 
-@pytest.fixture
-async def here(tiny_model: Path, thread) -> LocalStage:
-    """The same blocks in this process: what right results are."""
-    return await loaded_stage(Checkpoint(tiny_model), SPAN, thread)
-
-
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
@@ -126,85 +115,6 @@ async def between_good_masters(folder: Path, here: LocalStage) -> AsyncIterator[
             got += [await run(after, 0, 0, prompt), await run(after, 0, 6, token)]
     for actual, right in zip(got, expected * 2, strict=True):
         assert torch.equal(actual, right)
-
-
-BEFORE_HELLO = {
-    "wrong magic": (b"CAKF" + bytes(12), "wrong magic"),
-    "HTTP": (b"GET / HTTP/1.1\r\nHost: porch\r\n\r\n", "wrong magic"),
-    "noise": (random.Random(1).randbytes(1024), "wrong magic"),
-    "header of 4 GiB": (prefix(2**32 - 1, 0), "a header of 4294967295 bytes is over the limit"),
-    "payload of 2**63": (prefix(10, 2**63), "a payload of 9223372036854775808 bytes is over the limit"),
-    "3 GB, 64 bytes of it": (prefix(64, 3 * 2**30) + bytes(64), "a payload of 3221225472 bytes is over"),
-    "truncated hello": (wire(HELLO)[:-1], "the connection ended in the middle of a frame"),
-    "unknown kind": (prefix(13, 0) + b"\x81\xa4kind\xa6pickle", "unknown kind 'pickle'"),
-    "not msgpack": (prefix(3, 0) + b"\xc1\xc1\xc1", "not msgpack"),
-    "forget first": (wire(Forget((1,))), "a forget message from the master is out of order"),
-    "empty forward first": (wire(forward()), "a forward message from the master is out of order"),
-    "forward first": (wire(forward((0, 0, 1))), "a payload of 256 bytes is over the limit 0"),
-    "goodbye first": (wire(Goodbye("oops")), "a goodbye message from the master is out of order"),
-    "other version": (
-        wire(structs.replace(HELLO, version=9)),
-        f"speaks protocol version {VERSION}, the master",
-    ),
-    "other node": (wire(structs.replace(HELLO, node="attic")), "this worker is 'porch', not 'attic'"),
-    "hello and forward at once": (wire(HELLO, forward()), "a forward message from the master is out of"),
-}
-WELCOME = Welcome(VERSION, "test", "porch", "m", (), "cpu", "float32", "float32", 512, 2048, "", 0.0)
-AFTER_HELLO = {
-    "wrong magic": (b"GET / HTTP/1.1\r\n\r\n", "wrong magic"),
-    "header over the limit": (prefix(65537, 0), "a header of 65537 bytes is over the limit 65536"),
-    "payload of 2**63": (prefix(10, 2**63), "a payload of 9223372036854775808 bytes is over the limit"),
-    "3 GB, 64 bytes of it": (prefix(64, 3 * 2**30) + bytes(64), "a payload of 3221225472 bytes is over"),
-    "truncated forward": (wire(forward((0, 0, 9)))[:-1], "the connection ended in the middle of a frame"),
-    "second hello": (wire(HELLO), "a hello message from the master is out of order"),
-    "welcome": (wire(WELCOME), "a welcome message from the master is out of order"),
-    "result": (wire(Result(0, (), zeros(1, 64))), "a result message from the master is out of order"),
-    "no such span": (wire(forward((0, 0, 1), first=1)), "no span here begins at block 1"),
-    "beyond the model": (wire(forward((0, 0, 1), first=2**64 - 1)), "no span here begins at block"),
-    "too few rows": (wire(forward((0, 0, 3), hidden=zeros(2, 64))), r"[2, 64] do not fit 3 tokens"),
-    "too many rows": (wire(forward((0, 0, 1), hidden=zeros(2, 64))), "[2, 64] do not fit 1 tokens"),
-    "other width": (wire(forward((0, 0, 2), hidden=zeros(2, 63))), "[2, 63] do not fit 2 tokens"),
-    "one dimension": (wire(forward((0, 0, 2), hidden=zeros(128))), "[128] do not fit 2 tokens"),
-    "empty batch": (wire(forward()), "a batch has 1 to 2048 tokens, not 0"),
-    "empty segment": (wire(forward((0, 0, 1), (1, 0, 0))), "the segment of session 1 is empty"),
-    "same session twice": (wire(forward((3, 0, 1), (3, 1, 1))), "two segments of a batch are of the same"),
-    "a byte too many": (prefix(64, 2**19 + 1), "a payload of 524289 bytes is over the limit 524288"),
-    "2049 tokens": (wire(forward((0, 0, 2049), hidden=zeros(1, 64))), "1 to 2048 tokens, not 2049"),
-    "2**64 tokens": (wire(forward((0, 0, 2**64 - 1), hidden=zeros(1, 64))), "1 to 2048 tokens"),
-}
-
-
-@pytest.mark.parametrize(
-    ("first", "data", "reason"),
-    [
-        *(pytest.param([], *row, id=f"before hello: {name}") for name, row in BEFORE_HELLO.items()),
-        *(pytest.param([HELLO], *row, id=f"after hello: {name}") for name, row in AFTER_HELLO.items()),
-    ],
-)
-async def test_nonsense_ends_only_its_own_connection(
-    tiny_model: Path, here: LocalStage, caplog, first: list[Message], data: bytes, reason: str
-) -> None:
-    async with between_good_masters(tiny_model, here) as node, raw(node, *first) as master:
-        address = "{}:{}".format(*master.writer.get_extra_info("sockname"))
-        master.writer.write(data)
-        if "in the middle" in reason:
-            master.writer.write_eof()
-        said = await master.hear_all()
-        assert isinstance(said[-1], Goodbye)
-        assert reason in said[-1].reason
-        assert not any(isinstance(message, Result | Failed | Lost) for message in said)
-    (line,) = warnings(caplog)
-    assert address in line
-    assert reason in line
-
-
-async def test_noise_does_not_take_back_what_came_before_it(tiny_model: Path, here: LocalStage) -> None:
-    async with between_good_masters(tiny_model, here) as node, raw(node, HELLO) as master:
-        master.writer.write(wire(forward((0, 0, 1))) + b"\0")
-        *answers, last = [m for m in await master.hear_all() if not isinstance(m, Welcome | Alive)]
-        assert isinstance(last, Goodbye)
-        assert "wrong magic" in last.reason
-        assert [type(answer) for answer in answers] in ([], [Result])
 
 
 @pytest.mark.parametrize("first", [[], [HELLO]], ids=["connected", "greeted"])
@@ -406,76 +316,6 @@ async def test_close_says_goodbye_to_every_master(tiny_model: Path) -> None:
             await asyncio.open_connection(node.host, node.port)
 
 
-@asynccontextmanager
-async def draining(folder: Path, monkeypatch: pytest.MonkeyPatch, quiet: float, seconds: float):
-    """A worker's node, and what makes it drain: a coroutine function that ends when it has."""
-
-    def recorded(service: Service, *allowed: Any) -> Worker:
-        workers.append(Worker(service, *allowed))
-        return workers[-1]
-
-    workers: list[Worker] = []
-    monkeypatch.setattr("conftest.Worker", recorded)
-    monkeypatch.setattr("cake.worker.QUIET_S", quiet)
-    async with serving(folder, "porch", SPAN) as node:
-        yield node, lambda: workers[0].drain(seconds)
-
-
-async def test_a_worker_that_drains_says_so_and_answers_until_it_is_quiet(
-    tiny_model: Path, monkeypatch
-) -> None:
-    async with (
-        draining(tiny_model, monkeypatch, quiet=0.5, seconds=1000) as (node, drain),
-        raw(node, HELLO) as master,
-    ):
-        assert isinstance(await ask(master, forward((0, 0, 4))), Result)
-        drained = asyncio.create_task(drain())
-        assert await master.hear() == Leaving()
-        with pytest.raises(ConnectionRefusedError):
-            await asyncio.open_connection(node.host, node.port)
-        assert isinstance(await ask(master, forward((0, 4, 1))), Result)
-        await soon(drained)
-
-
-async def test_a_worker_that_drains_waits_for_what_it_computes(tiny_model: Path, monkeypatch) -> None:
-    async def slow(self: LocalStage, *arguments) -> object:
-        computing.set()
-        await enough.wait()
-        return await original(self, *arguments)
-
-    original, computing, enough = LocalStage.answer, asyncio.Event(), asyncio.Event()
-    monkeypatch.setattr(LocalStage, "answer", slow)
-    async with (
-        draining(tiny_model, monkeypatch, quiet=0.01, seconds=1000) as (node, drain),
-        raw(node, HELLO) as master,
-    ):
-        master.say(forward((0, 0, 4)))
-        await computing.wait()
-        drained = asyncio.create_task(drain())
-        done, _ = await asyncio.wait([drained], timeout=0.2)
-        assert not done
-        enough.set()
-        assert [await master.hear(), type(await master.hear())] == [Leaving(), Result]
-        await soon(drained)
-
-
-async def test_a_worker_that_drains_waits_no_longer_than_it_was_told(tiny_model: Path, monkeypatch) -> None:
-    async with (
-        draining(tiny_model, monkeypatch, quiet=1000, seconds=0.05) as (node, drain),
-        raw(node, HELLO) as master,
-    ):
-        await soon(drain())
-        assert await master.hear() == Leaving()
-
-
-async def test_a_worker_without_masters_has_drained(tiny_model: Path, monkeypatch) -> None:
-    async with draining(tiny_model, monkeypatch, quiet=1000, seconds=1000) as (node, drain):
-        async with raw(node, HELLO) as master:
-            drained = asyncio.create_task(drain())
-            assert await master.hear() == Leaving()
-        await soon(drained)
-
-
 async def test_the_report_of_rates(tiny_model: Path, monkeypatch, caplog: pytest.LogCaptureFixture) -> None:
     async def sleep(seconds: float) -> None:
         assert seconds == 5
@@ -506,30 +346,3 @@ async def test_the_report_of_rates(tiny_model: Path, monkeypatch, caplog: pytest
     assert match, line
     assert all(float(rate) > 0 for rate in match.groups())
     assert float(match[2]) == pytest.approx(8 * float(match[1]), rel=0.1)
-
-
-def test_an_address_in_use() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(NodeError, match=f"^--address 127.0.0.1:{port} is in use; stop the other program"):
-            bind("127.0.0.1", port)
-
-
-async def test_an_address_that_another_worker_has_bound_but_does_not_listen_on_yet() -> None:
-    """It loads its weights meanwhile: two workers started together with the same address."""
-    service = Service("porch", "m", 64, 512, {}, [])
-    workers = [Worker(service), Worker(service)]
-    with contextlib.ExitStack() as stack:
-        first = stack.enter_context(bind("127.0.0.1", 0))
-        with pytest.raises(NodeError, match="is in use"):
-            second = stack.enter_context(bind(*first.getsockname()))
-            for worker, listener in zip(workers, (first, second), strict=True):
-                await worker.start(listener)
-        for worker in workers:
-            await worker.close("the test is over")
-
-
-@pytest.mark.parametrize("host", ["no.such.host.invalid", "192.168..1.20", "192.0.2.1"])
-def test_an_address_that_is_not_here(host: str) -> None:
-    with pytest.raises(NodeError, match=f"^--address {host}:10128 cannot be used: "):
-        bind(host, 10128)
