@@ -11,6 +11,12 @@ from conftest import CakeProcess
 
 GREEDY = ("--temperature", "0", "--repeat-penalty", "1", "--dtype", "float32")
 API_KEY = "not a secret"
+COLOUR_SCHEMA = {
+    "type": "object",
+    "properties": {"colour": {"enum": ["red", "green"]}},
+    "required": ["colour"],
+    "additionalProperties": False,
+}
 Start = Callable[..., CakeProcess]
 Cli = Callable[..., Result]
 

@@ -9,18 +9,12 @@ import httpx2
 import jsonschema
 import openai
 import pytest
-from real_processes import API_KEY
+from real_processes import API_KEY, COLOUR_SCHEMA
 
 pytestmark = pytest.mark.xdist_group("api")
 QUESTION = [{"role": "user", "content": "Name three colours."}]
 UNNAMED = ("temperature", "top_p", "top_k", "mcp_servers")
 TOOL = {"name": "look", "input_schema": {"type": "object"}}
-SCHEMA = {
-    "type": "object",
-    "properties": {"colour": {"enum": ["red", "green"]}},
-    "required": ["colour"],
-    "additionalProperties": False,
-}
 
 
 @pytest.fixture
@@ -151,10 +145,10 @@ def test_a_second_turn_is_read_from_the_cache(client: anthropic.Anthropic, model
 
 
 def test_an_answer_keeps_to_a_schema(client: anthropic.Anthropic, model: str) -> None:
-    wanted = {"format": {"type": "json_schema", "schema": SCHEMA}}
+    wanted = {"format": {"type": "json_schema", "schema": COLOUR_SCHEMA}}
     message = ask(client, model, output_config=wanted, max_tokens=60)
     assert message.stop_reason == "end_turn"
-    jsonschema.validate(json.loads(text_of(message)), SCHEMA)
+    jsonschema.validate(json.loads(text_of(message)), COLOUR_SCHEMA)
 
 
 def test_what_changes_nothing_is_taken(client: anthropic.Anthropic, model: str) -> None:

@@ -9,19 +9,13 @@ import jsonschema
 import ollama
 import openai
 import pytest
-from real_processes import API_KEY
+from real_processes import API_KEY, COLOUR_SCHEMA
 
 pytestmark = pytest.mark.xdist_group("api")
 QUESTION = [{"role": "user", "content": "Name three colours."}]
 BEARER = {"Authorization": f"Bearer {API_KEY}"}
 GREEDY = {"temperature": 0, "num_predict": 24}
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
-SCHEMA = {
-    "type": "object",
-    "properties": {"colour": {"enum": ["red", "green"]}},
-    "required": ["colour"],
-    "additionalProperties": False,
-}
 
 
 @pytest.fixture
@@ -135,11 +129,11 @@ def test_a_seed_and_penalties_are_heeded(client: ollama.Client, model: str) -> N
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_keeps_to_a_schema(client: ollama.Client, model: str, stream: bool) -> None:
-    answer = ask(client, model, {"num_predict": 60}, format=SCHEMA, stream=stream)
+    answer = ask(client, model, {"num_predict": 60}, format=COLOUR_SCHEMA, stream=stream)
     text = "".join(part.message.content for part in answer) if stream else answer.message.content
-    jsonschema.validate(json.loads(text), SCHEMA)
-    told = client.generate(model, "Describe a colour.", format=SCHEMA, options={"num_predict": 60})
-    jsonschema.validate(json.loads(told.response or ""), SCHEMA)
+    jsonschema.validate(json.loads(text), COLOUR_SCHEMA)
+    told = client.generate(model, "Describe a colour.", format=COLOUR_SCHEMA, options={"num_predict": 60})
+    jsonschema.validate(json.loads(told.response or ""), COLOUR_SCHEMA)
 
 
 def test_json_without_a_schema_is_an_object(client: ollama.Client, model: str) -> None:
