@@ -181,7 +181,7 @@ class LocalStage:
         self._make_room(batch.segments)
         caches = [self._cut(segment) for segment in batch.segments]
         n_tokens = len(batch.hidden)
-        fused = [block.fused for block in self._layers if block.fused and block.fused.pays(n_tokens)]
+        fused = [block.fused for block in self._layers if block.fused]
         if len(fused) == len(self._layers):
             hidden = self._run_fused(batch.hidden, batch.segments, caches, fused)
         else:

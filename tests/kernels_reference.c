@@ -105,7 +105,7 @@ static int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step 
 
 static struct matrix new_matrix(int64_t rows, int64_t columns, int bits)
 {
-    const int64_t padded = round_up(rows, TILE_ROWS), width = bits == 16 ? columns : round_up(columns, GROUP);
+    const int64_t padded = round_up(rows, TILE_ROWS), width = round_up(columns, bits == 16 ? 2 : GROUP);
     const int64_t groups = bits == 16 ? 0 : padded * width / GROUP;
     const size_t row_scale_bytes = groups ? (size_t)padded * sizeof(float) : 0;
     return (struct matrix){memory((size_t)(padded * width * bits / 8)),
@@ -119,12 +119,8 @@ static void fill(const struct matrix *m, float *w, int64_t columns, int64_t thre
     uint16_t *short_ones = memory((size_t)(m->rows * columns) * sizeof *short_ones);
     for (int64_t i = m->bits == 16 ? 0 : split * columns; i < m->rows * columns; i++)
         w[i] = from_bfloat(short_ones[i] = to_bfloat(w[i]));
-    if (m->bits == 16)
-        memcpy(m->weights, short_ones, (size_t)(m->rows * columns) * sizeof *short_ones);
-    else {
-        cake_quantize(m, w, 0, 0, split, columns, threads);
-        cake_quantize(m, short_ones + split * columns, 1, split, rest, columns, threads);
-    }
+    cake_quantize(m, w, 0, 0, split, columns, threads);
+    cake_quantize(m, short_ones + split * columns, 1, split, rest, columns, threads);
 }
 
 /* The step of row `r` in group `g` without the row's scale, its zero, and a column's number. */
@@ -159,7 +155,8 @@ static double *kept_values(const struct matrix *m)
             double *value = kept + r * m->columns + c;
             if (m->bits == 16) {
                 uint16_t stored;
-                memcpy(&stored, m->weights + (r * m->columns + c) * 2, 2);
+                const int64_t tile = r / TILE_ROWS * TILE_ROWS * m->columns, pairs = c / 2 * 2 * TILE_ROWS;
+                memcpy(&stored, m->weights + (tile + pairs + r % TILE_ROWS * 2 + c % 2) * 2, 2);
                 *value = from_bfloat(stored);
             } else
                 *value = (double)m->row_scales[r] * *scale_of(m, r, c / GROUP) *
@@ -264,9 +261,7 @@ static double to_digits(int digits, double x)
 static int products_agree(const struct matrix *m, const double *kept, const float *x, int64_t x_columns,
                           int64_t tokens, int rounds, int64_t threads)
 {
-    /* Of an odd number of columns many tokens go in panels of float32. */
-    const int in_pairs = m->columns % 2 == 0 || tokens < 20;
-    const int rounded_to_bfloats = m->bits == 16 && rounds && knows_bfloats && in_pairs;
+    const int rounded_to_bfloats = m->bits == 16 && rounds && knows_bfloats;
     const size_t n = (size_t)(tokens * m->rows);
     float *y = memory(n * sizeof *y);
     double *exact = memory((size_t)m->columns * sizeof *exact);
@@ -278,7 +273,7 @@ static int products_agree(const struct matrix *m, const double *kept, const floa
     if (!cake_multiply(m, x, x_columns, tokens, y, rounds, threads))
         fine = wrong(m, "memory", -1, tokens, 0, 1);
     for (int64_t t = 0; fine && t < tokens; t++) {
-        for (int64_t c = 0; c < x_columns; c++)
+        for (int64_t c = 0; c < x_columns; c++) /* beyond them are zeros */
             exact[c] = rounded_to_bfloats ? to_digits(8, x[t * x_columns + c]) : x[t * x_columns + c];
         if (m->bits < 16)
             round_token(exact, x_columns, m->columns, rounded, doubt);
@@ -307,7 +302,7 @@ static int check(int64_t rows, int64_t columns, int bits, fill_function *fill_nu
     int fine = bits == 16 || weights_are_kept(&m, w, kept, columns);
     for (size_t i = 0; fine && i < sizeof TOKENS / sizeof *TOKENS; i++) {
         if (TOKENS[i] > 33 && (bits < 16 || columns > 600))
-            continue; /* more than panels take at once; emulated, it takes its time */
+            continue; /* emulated, it takes its time */
         float *x = memory((size_t)(TOKENS[i] * columns) * sizeof *x);
         fill_numbers(x, TOKENS[i], columns);
         for (int rounds = 0; fine && rounds <= (bits == 16); rounds++)

@@ -1,7 +1,7 @@
 """Blocks fused by Cake's own CPU kernels against the same blocks in torch, and quantized ones in both."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,7 @@ from torch import Tensor
 
 from cake import kernels
 from cake.device import DeviceThread
-from cake.kernels.block import FusedBlock, tokens_at_once
-from cake.kernels.matrix import FEW_TOKENS
+from cake.kernels.block import tokens_at_once
 from cake.model import linear
 from cake.model.batch import Batch, Segment
 from cake.model.linear import Placement, Quantization
@@ -53,10 +52,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stored_in_bfloat16(make_tiny_llama(tmp_path_factory.mktemp("wide"), **WIDE))
 
 
-@pytest.fixture(autouse=True)
-def no_instructions_for_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same path on every CPU; a test of the other one says so."""
-    monkeypatch.setattr("cake.kernels.block.torch_multiplies_bfloat16_faster", lambda: False)
+@pytest.fixture(params=kernels.instruction_sets())
+def computing_with(request: pytest.FixtureRequest) -> Iterator[None]:
+    library = kernels.library()
+    assert library is not None
+    assert library.cake_use(request.param.encode())
+    yield
+    assert library.cake_use(kernels.instruction_sets()[0].encode())
 
 
 async def stage_of(
@@ -97,28 +99,38 @@ async def test_a_fused_block_computes_what_torch_does(model: Path, threads: int)
         assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()
 
 
-def few_in_torch(block: FusedBlock, n_tokens: int) -> bool:
-    return n_tokens > FEW_TOKENS
-
-
-@pytest.mark.parametrize(
-    ("who", "most"), [("kernels", 0.004), ("kernels for few", 0.01), ("torch for few", 0.01)]
-)
-async def test_bfloat16_is_near_float64(
-    model: Path, who: str, most: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In the kernels alone, and where they and torch take turns with the caches of the same sessions."""
-    if who == "kernels for few":
-        monkeypatch.setattr("cake.kernels.block.torch_multiplies_bfloat16_faster", lambda: True)
-    elif who == "torch for few":
-        monkeypatch.setattr(FusedBlock, "pays", few_in_torch)
+async def test_bfloat16_is_near_float64(model: Path) -> None:
     exact = await run(await stage_of(model, "none", dtype=torch.float64), BATCHES)
     stage = await stage_of(model, "none", dtype=torch.bfloat16)
     assert all(block.fused for block in stage._layers)
     for found, expected in zip(await run(stage, BATCHES), exact, strict=True):
         distance = (found - expected).norm() / expected.norm()
-        assert distance <= most
+        assert distance <= 0.004
     assert {cache.storage.dtype for cache in stage._caches.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("quantize", "dtype"),
+    [("none", torch.float32), ("none", torch.bfloat16), ("int8", torch.bfloat16), ("int4", torch.float32)],
+)
+async def test_it_does_not_matter_what_tokens_come_together(
+    model: Path, quantize: Quantization, dtype: torch.dtype, computing_with: None
+) -> None:
+    """A prompt at once, in pieces beside others, token by token: bit for bit the same."""
+    stage, hidden = await stage_of(model, quantize, 2, dtype), states(70)
+
+    async def forward(*parts: tuple[int, int, int]) -> dict[int, Tensor]:
+        segments = tuple(Segment(*part) for part in parts)
+        rows = torch.cat([hidden[at : at + length] for _, at, length in parts])
+        result = (await stage.forward(Batch(rows, segments))).hidden
+        return dict(zip((number for number, *_ in parts), result.split([n for *_, n in parts]), strict=True))
+
+    whole = (await forward((1, 0, 70)))[1]
+    await forward((2, 0, 50), (3, 0, 9))
+    assert torch.equal((await forward((2, 50, 17), (3, 9, 20)))[2], whole[50:67])
+    assert torch.equal((await forward((3, 29, 1), (2, 67, 3)))[2], whole[67:])
+    for at in range(70):
+        assert torch.equal((await forward((4, at, 1)))[4], whole[at : at + 1])
 
 
 async def test_the_kernels_round_to_bfloat16_as_torch_does(
@@ -213,7 +225,7 @@ async def test_float32_beside_bfloat16_is_not_rounded(model: Path, tmp_path: Pat
     name = "model.layers.0.self_attn.k_proj.weight"
     tensors[name] = tensors[name].float() * 1.001  # no longer a bfloat16
     save_file(tensors, folder / "model.safetensors")
-    merged = (await stage_of(folder, "none"))._layers[0]._attention._qkv.matrix.weight
-    assert merged is not None
+    merged = (await stage_of(folder, "none"))._layers[0]._attention._qkv.matrix
+    assert merged.look_up is not None
     q_rows, k_rows = 6 * 32, 2 * 32
-    assert torch.equal(merged[q_rows : q_rows + k_rows].float(), tensors[name])
+    assert torch.equal(merged.look_up(torch.arange(q_rows, q_rows + k_rows)).float(), tensors[name])

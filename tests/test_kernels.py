@@ -36,12 +36,9 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 def quantized(weight: Tensor, bits: int) -> NativeMatrix:
     matrix = NativeMatrix(*weight.shape, bits)
-    if bits == 16:
-        matrix.bfloat16.copy_(weight)
-    else:
-        split = weight.shape[0] // 2 // 16 * 16  # as two windows of one tensor
-        matrix.quantize(0, weight[:split])
-        matrix.quantize(split, weight[split:])
+    split = weight.shape[0] // 2  # as two windows of one tensor
+    matrix.fill(0, weight[:split])
+    matrix.fill(split, weight[split:])
     return matrix
 
 
@@ -105,14 +102,21 @@ def test_what_may_be_rounded_is_or_is_not(instruction_set: str) -> None:
         assert distance(matrix.multiply(x), x.double() @ kept_values(weight, 16).t()) < 1e-6
 
 
-def test_a_token_in_pairs_does_not_depend_on_the_others(instruction_set: str) -> None:
-    if instruction_set != "avx512bf16":
-        pytest.skip("only there are pairs")
-    matrix, x = quantized(numbers(80, 320), 16), numbers(150, 320, seed=1)
-    whole = matrix.multiply(x, rounds=True)
-    for first, n_tokens in ((0, 17), (3, 18), (20, 47), (70, 80)):
-        part = matrix.multiply(x[first : first + n_tokens].contiguous(), rounds=True)
+@pytest.mark.parametrize("rounds", [False, True])
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_a_token_does_not_depend_on_those_beside_it(instruction_set: str, bits: int, rounds: bool) -> None:
+    matrix, x = quantized(numbers(80, 330), bits), numbers(150, 330, seed=1)
+    whole = matrix.multiply(x, rounds)
+    for first, n_tokens in ((0, 1), (5, 2), (1, 7), (3, 18), (20, 47), (70, 80)):
+        part = matrix.multiply(x[first : first + n_tokens].contiguous(), rounds)
         assert torch.equal(part, whole[first : first + n_tokens])
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_rows_of_bfloat16_can_be_looked_up(instruction_set: str, size: tuple[int, int]) -> None:
+    weight = numbers(*size)
+    rows = torch.randint(size[0], (7,))
+    assert torch.equal(quantized(weight, 16).look_up(rows), weight.bfloat16()[rows])
 
 
 @pytest.mark.parametrize(("bits", "most"), [(4, 0.1), (8, 0.01), (16, 0.003)])

@@ -55,12 +55,6 @@ def cpu_computes_bfloat16() -> bool:
     return _torch_has("avx512_bf16") or _torch_has("amx_tile")
 
 
-@functools.cache
-def torch_multiplies_bfloat16_faster() -> bool:
-    """Whether torch multiplies many tokens faster: with AMX, or where the kernels lack instructions."""
-    return _torch_has("amx_tile") or (_torch_has("avx512_bf16") and "avx512bf16" not in instruction_sets())
-
-
 def _torch_has(feature: str) -> bool:
     has: bool = getattr(torch.cpu, f"_is_{feature}_supported", lambda: False)()
     return has

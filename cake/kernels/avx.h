@@ -1,8 +1,8 @@
 /* What every instruction set with vectors of 256 bits has in common. Included by sets.h before tile.h. */
 
+#define AT_ONCE 4
 #define FOLLOWS_A_STREAM 0
 #define LANES 8
-#define PANEL_TOKENS 6
 #define INT __m256i
 #define FLOAT __m256
 #define INT_ZERO _mm256_setzero_si256

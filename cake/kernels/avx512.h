@@ -1,9 +1,9 @@
 /* What every instruction set with vectors of 512 bits and sums of products of bytes (VNNI) has in common.
    Included by sets.h before tile.h. */
 
+#define AT_ONCE 8
 #define FOLLOWS_A_STREAM 1
 #define LANES 16
-#define PANEL_TOKENS 12
 #define INT __m512i
 #define FLOAT __m512
 #define INT_ZERO _mm512_setzero_si512

@@ -38,19 +38,9 @@ static void *cached(const struct run *run, const struct segment *s, int which, i
     return s->cache + row * b->head_dim * s->bits / 8;
 }
 
-/* The threads share the tokens of a step, then wait for one another. Of many they take a vector's worth, whose
-   pairs lie in the same lines of the cache. */
-#define EACH_TOKEN(run, step)                                                                          \
-    for (int64_t t, end; next_tokens(run, step, &t, &end);)                                            \
-        for (; t < end; t++)
-
-static int next_tokens(struct run *run, int step, int64_t *first, int64_t *end)
-{
-    const int64_t n = run->tokens < run->threads * PAIR_LANES ? 1 : PAIR_LANES;
-    *first = atomic_fetch_add(&run->next[step], n);
-    *end = *first + n < run->tokens ? *first + n : run->tokens;
-    return *first < run->tokens;
-}
+/* The threads share the tokens of a step, then wait for one another. */
+#define EACH_TOKEN(run, step) \
+    for (int64_t t; (t = atomic_fetch_add(&(run)->next[step], 1)) < (run)->tokens;)
 
 static void normalize(struct run *run, int step, int product, const float *weight)
 {

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cake.kernels import POINTER, SIZE, library, torch_multiplies_bfloat16_faster
-from cake.kernels.matrix import FEW_TOKENS, NativeMatrix
+from cake.kernels import POINTER, SIZE, library
+from cake.kernels.matrix import NativeMatrix
 
 MOST_TOKENS = 128  # at once
 LEAST_SCRATCH, SCRATCH_SHARE = (
@@ -99,7 +99,6 @@ class FusedBlock:
         assert kernels is not None, "whoever made the matrices has asked whether the kernels are there"
         self._call = kernels.cake_block
         self._kept = (norms, matrices)
-        self._quantized = all(matrix.bits < 16 for matrix in matrices)
         qkv, output, gate_up, _ = matrices
         # What qkv or gate_up gives, what attention gives, and the activations that the next product reads.
         widest = max(qkv.rows, gate_up.rows) + output.columns + max(matrix.columns for matrix in matrices)
@@ -108,13 +107,6 @@ class FusedBlock:
         pointers = [norm.data_ptr() for norm in norms] + [matrix.address for matrix in matrices]
         self._block = _Block(*pointers, *heads, rounds, eps)
         self._address = ctypes.addressof(self._block)
-
-    def pays(self, n_tokens: int) -> bool:
-        """Whether this is faster than torch for so many tokens.
-
-        For a few tokens reading the weights once is all that counts; for many, arithmetic counts.
-        """
-        return self._quantized or n_tokens <= FEW_TOKENS or not torch_multiplies_bfloat16_faster()
 
     def __call__(self, x: Tensor, index: int, step: FusedStep) -> None:
         """Pass contiguous float32 `[n_tokens, hidden_size]` through the block, in place."""

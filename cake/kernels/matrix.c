@@ -1,11 +1,12 @@
 /* Products with compressed matrices on a CPU: y = x Wt, with W in four, eight or sixteen bits.
 
-   bfloat16 is kept as it is, row after row, and multiplied in float32.
+   A matrix is cut into tiles of 16 rows. A tile lies together in memory, so that it is read from one end to the
+   other however many tokens it meets, and in bfloat16 two, in int8 four columns of all 16 rows come before
+   the next ones, so that one instruction that adds up as many products serves as many rows as a
+   vector has lanes.
 
-   A quantized matrix is cut into tiles of 16 rows and groups of 32 columns. A tile's group lies
-   together in memory, four columns of all 16 rows after four columns of all 16 rows, so that one
-   instruction that adds four products of bytes serves as many rows as a vector has lanes. In int4 a
-   byte holds column c in its low half and column c + 16 in its high half.
+   The columns of a quantized matrix come in groups of 32. In int4 a byte holds column c of a group in its low half
+   and column c + 16 in its high half.
 
      int8:  value = row_scale * scale * q                 q -127..127, scale 0..255
      int4:  value = row_scale * scale * (q - zero / 16)   q 0..15, scale 0..255, zero 0..240
@@ -38,20 +39,17 @@
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
-enum { TILE_ROWS = 16, GROUP = 32, MOST_TOKENS = 4, CACHE_BYTES = 192 << 10, KEYS = 32 };
-enum { MOST_ROWS = 4 }; /* of a bfloat16 matrix at once */
+enum { TILE_ROWS = 16, GROUP = 32, MOST_TOKENS = 8, CACHE_BYTES = 192 << 10, KEYS = 32 };
 /* Ahead of the weights in use: two pages, as the processor's own prefetching ends with each; and into the
    second-level cache (what __builtin_prefetch calls 2), as the first is full of what is in use. */
 enum { PREFETCH_BYTES = 8192, SECOND_LEVEL = 2 };
-enum { PANEL = 256 }; /* columns of one: 16 KiB in float32, half a first-level cache */
-enum { PAIR_ROWS = 8, PAIR_VECTORS = 4, PAIR_LANES = 16, PAIR_TOKENS = PAIR_VECTORS * PAIR_LANES };
 enum { QUERIES = 48, MOST_VECTORS = 3 }; /* at once in attention */
 
 struct matrix {
-    uint8_t *weights;      /* bits 4, 8: [tiles, groups, ...] as above; 16: [tiles * 16, columns] */
+    uint8_t *weights;      /* bits 4, 8: [tiles, groups, ...] as above; 16: [tiles, columns / 2, 16, 2] */
     uint8_t *scales;       /* [tiles, groups, 16 scales, and in int4 16 zeros] */
     float *row_scales;     /* [tiles * 16] */
-    int64_t rows, columns; /* columns: where bits is 4 or 8, a multiple of 32 */
+    int64_t rows, columns; /* columns: a multiple of 32, where bits is 16 of 2 */
     int64_t bits;
 };
 
@@ -59,11 +57,11 @@ struct group {
     float scale, sum; /* sum: of the int8 values, divided by 16 as zeros are */
 };
 
-/* Of a quantized matrix int8 and groups; of a bfloat16 one float32, for panels [panels, tokens, PANEL], or
-   bfloat16, for pairs as product.h says. */
+/* For a quantized matrix int8 and groups; for one of bfloat16 float32 or bfloat16. */
 struct activations {
     struct group *groups; /* [tokens, groups] */
-    void *values;         /* [tokens, columns] */
+    char *values;         /* of each token [columns], the next `stride` bytes behind */
+    int64_t stride;
 };
 
 /* What queries look at: keys and values [.., head_dim], float32 (bits 32) or bfloat16 (16). */
@@ -72,18 +70,14 @@ struct seen {
     int64_t bits;
 };
 
+/* Multiplies a tile and the next tokens, at most `tokens` of them, to `out` [tokens, 16]; how many they were. */
+typedef int multiply_function(const struct matrix *, int64_t tile, const struct activations *, int64_t token,
+                              int64_t tokens, float *out);
+
 /* What one instruction set knows how to do; see tile.h. */
 struct instruction_set {
-    void (*tiles)(const struct matrix *, int64_t tile, const struct activations *, int64_t token, int tokens,
-                  float *out);
-    void (*dense)(const struct matrix *, int64_t tile, const struct activations *, int64_t token, int tokens,
-                  float *out);
-    /* The same of activations in bfloat16; null where there are no instructions for it. */
-    void (*dense_rounded)(const struct matrix *, int64_t tile, const struct activations *, int64_t token,
-                          int tokens, float *out);
-    void (*multiply_pairs)(const uint16_t *w, int64_t columns, const uint32_t *x, int vectors, float *out);
-    int (*multiply_panel)(const float *panel, int64_t columns, const float *x, int64_t tokens, float *out);
-    void (*split_pairs)(const float *x, float *split, int64_t columns);
+    multiply_function *tiles, *dense;
+    multiply_function *dense_rounded; /* activations in bfloat16; null where there are no instructions for it */
     void (*to_bfloats)(const float *x, uint16_t *rounded, int64_t columns);
     void (*round_activations)(const float *x, int8_t *values, struct group *groups, int64_t n_groups);
     void (*quantize_row)(const struct matrix *, int64_t row, const float *x);
@@ -224,21 +218,25 @@ struct quantizing {
     atomic_llong next;
 };
 
+static float *wide_row(const struct quantizing *job, int64_t row, float *x)
+{
+    const int64_t columns = job->source_columns;
+    if (job->bfloat)
+        for (int64_t c = 0; c < columns; c++)
+            x[c] = from_bfloat(((const uint16_t *)job->source)[row * columns + c]);
+    else
+        memcpy(x, (const float *)job->source + row * columns, (size_t)columns * sizeof(float));
+    return x;
+}
+
 static void quantize_part(void *argument)
 {
     struct quantizing *job = argument;
-    const int64_t columns = job->source_columns;
     float *x = calloc((size_t)job->matrix->columns, sizeof(float)); /* columns beyond the source's stay 0 */
     int64_t row;
     while (x && (row = atomic_fetch_add(&job->next, TILE_ROWS)) < job->rows)
-        for (int64_t end = row + TILE_ROWS < job->rows ? row + TILE_ROWS : job->rows; row < end; row++) {
-            if (job->bfloat)
-                for (int64_t c = 0; c < columns; c++)
-                    x[c] = from_bfloat(((const uint16_t *)job->source)[row * columns + c]);
-            else
-                memcpy(x, (const float *)job->source + row * columns, (size_t)columns * sizeof(float));
-            used->quantize_row(job->matrix, job->first + row, x);
-        }
+        for (int64_t end = row + TILE_ROWS < job->rows ? row + TILE_ROWS : job->rows; row < end; row++)
+            used->quantize_row(job->matrix, job->first + row, wide_row(job, row, x));
     free(x);
 }
 

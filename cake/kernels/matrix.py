@@ -7,8 +7,7 @@ from torch import Tensor
 
 from cake.kernels import POINTER, SIZE, library
 
-TILE_ROWS, GROUP = 16, 32
-FEW_TOKENS = 8  # up to which reading bfloat16 once is all that counts; torch multiplies more of them faster
+TILE_ROWS, GROUP, PAIR = 16, 32, 2
 ONE_IS_ENOUGH = 1 << 20  # products of a weight and an activation below which threads do not pay
 
 
@@ -34,7 +33,7 @@ class NativeMatrix:
         self._kernels = kernels
         self.rows, self.columns, self.bits = rows, columns, bits
         padded_rows = _round_up(rows, TILE_ROWS)
-        width = columns if bits == 16 else _round_up(columns, GROUP)
+        width = _round_up(columns, PAIR if bits == 16 else GROUP)
         n_groups = 0 if bits == 16 else padded_rows * width // GROUP
         self._weights = torch.empty(padded_rows * width * bits // 8, dtype=torch.uint8)
         self._scales = torch.empty(n_groups * (2 if bits == 4 else 1), dtype=torch.uint8)
@@ -52,13 +51,14 @@ class NativeMatrix:
         """Bytes of the weights and their scales."""
         return sum(part.nbytes for part in (self._weights, self._scales, self._row_scales))
 
-    @property
-    def bfloat16(self) -> Tensor:
-        """The rows of a matrix of 16 bits, `[rows, columns]`; writing fills them."""
-        return self._weights.view(torch.bfloat16).view(-1, self.columns)[: self.rows]
+    def look_up(self, rows: Tensor) -> Tensor:
+        """Some rows `[n]` of a matrix of 16 bits, as they were: bfloat16 `[n, columns]`."""
+        tiles = self._weights.view(torch.bfloat16).view(-1, self._layout.columns // PAIR, TILE_ROWS, PAIR)
+        found = tiles[rows // TILE_ROWS, :, rows % TILE_ROWS]
+        return found.reshape(len(rows), -1)[:, : self.columns]
 
-    def quantize(self, first_row: int, source: Tensor) -> None:
-        """Fill the rows from `first_row` with those of `source` `[n, columns]`."""
+    def fill(self, first_row: int, source: Tensor) -> None:
+        """Fill the rows from `first_row` with those of `source` `[n, columns]`, of any dtype."""
         if source.dtype not in (torch.float32, torch.bfloat16):
             source = source.float()
         is_bfloat, n = int(source.dtype == torch.bfloat16), source.shape[0]

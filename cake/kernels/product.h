@@ -1,9 +1,8 @@
 /* y [tokens, rows] = x [tokens, columns] Wt, float32; or added to y. */
 
-/* How a matrix meets activations: a quantized one those in int8, tile by tile. One of bfloat16 meets few
-   tokens row by row, in float32 or where that is allowed in bfloat16; many in panels of float32, or in pairs
-   of bfloat16. */
-enum way { TILES, ROWS, ROUNDED_ROWS, PANELS, PAIRS };
+/* How a matrix meets activations: a quantized one those in int8, one of bfloat16 those in float32, or where that
+   is allowed and there are instructions for it those in bfloat16. */
+enum way { QUANTIZED, DENSE, ROUNDED };
 
 struct product {
     const struct matrix *matrix;
@@ -17,17 +16,13 @@ struct product {
     atomic_llong next_token, next_tile;
 };
 
-enum { ALIGNMENT = 64, FEWEST_FOR_PAIRS = 17, FEWEST_FOR_PANELS = 20 };
+enum { LINE = 64 }; /* bytes, of a cache */
 
-static enum way best_way(const struct matrix *m, int64_t tokens, int rounds)
+static enum way best_way(const struct matrix *m, int rounds)
 {
     if (m->bits < 16)
-        return TILES;
-    if (rounds && used->multiply_pairs && tokens >= FEWEST_FOR_PAIRS && m->columns % 2 == 0)
-        return PAIRS;
-    if (tokens >= FEWEST_FOR_PANELS)
-        return PANELS;
-    return rounds && used->dense_rounded ? ROUNDED_ROWS : ROWS;
+        return QUANTIZED;
+    return rounds && used->dense_rounded ? ROUNDED : DENSE;
 }
 
 static struct product new_product(const struct matrix *m, int64_t tokens, int64_t x_columns, float *y, int adds,
@@ -35,66 +30,34 @@ static struct product new_product(const struct matrix *m, int64_t tokens, int64_
 {
     const int64_t tiles = (m->rows + TILE_ROWS - 1) / TILE_ROWS, share = tiles / (threads * 8);
     return (struct product){.matrix = m, .tokens = tokens, .x_columns = x_columns, .y = y, .adds = adds,
-                            .way = best_way(m, tokens, rounds), .tiles = tiles, .tiles_at_once = share > 1 ? share : 1};
+                            .way = best_way(m, rounds), .tiles = tiles, .tiles_at_once = share > 1 ? share : 1};
 }
 
 static size_t group_bytes(const struct matrix *m, int64_t tokens)
 {
-    return m->bits == 16 ? 0 : (size_t)(tokens * (m->columns / GROUP)) * sizeof(struct group);
+    return m->bits == 16 ? 0 : (size_t)((tokens + MOST_TOKENS) * (m->columns / GROUP)) * sizeof(struct group);
 }
 
-static int64_t vectors_of(int64_t tokens) { return (tokens + PAIR_LANES - 1) / PAIR_LANES; }
+static int64_t value_bytes(enum way way)
+{
+    return way == QUANTIZED ? sizeof(int8_t) : way == DENSE ? sizeof(float) : sizeof(uint16_t);
+}
 
-/* Enough for every way, and to begin where a vector may; half of it is enough for pairs, of 17 tokens too. */
+/* Bytes from one token's values to the next one's: a line more than they are, as those of 2,048 columns would
+   all want the same places in the first-level cache. */
+static int64_t stride(const struct matrix *m, enum way way) { return m->columns * value_bytes(way) + LINE; }
+
+/* Enough for every way, to begin where a vector may, and to read some tokens beyond the last. */
 static size_t activation_bytes(const struct matrix *m, int64_t tokens)
 {
-    const int64_t columns = (m->columns + PANEL - 1) / PANEL * PANEL;
-    const size_t values = (size_t)(tokens * columns) * (m->bits == 16 ? sizeof(float) : sizeof(int8_t));
-    return ALIGNMENT + group_bytes(m, tokens) + values;
+    return LINE + group_bytes(m, tokens) + (size_t)((tokens + MOST_TOKENS) * stride(m, m->bits < 16 ? QUANTIZED : DENSE));
 }
 
 static void set_activations(struct product *job, void *memory)
 {
-    memory = (void *)(((uintptr_t)memory + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
-    job->activations = (struct activations){memory, (char *)memory + group_bytes(job->matrix, job->tokens)};
-}
-
-/* What the panel that begins at column `c` is multiplied with, from token `t` on. */
-static float *packed(const struct product *job, int64_t c, int64_t t)
-{
-    return (float *)job->activations.values + (c / PANEL * job->tokens + t) * PANEL;
-}
-
-/* Tokens from `first` on, a multiple of PAIR_TOKENS, as pairs [columns / 2, vectors, PAIR_LANES]: of these the
-   vectors, and where they are. */
-static int pair_vectors(const struct product *job, int64_t first)
-{
-    const int64_t vectors = vectors_of(job->tokens - first);
-    return vectors < PAIR_VECTORS ? (int)vectors : PAIR_VECTORS;
-}
-
-static uint32_t *pairs_from(const struct product *job, int64_t first)
-{
-    return (uint32_t *)job->activations.values + first * job->matrix->columns / 2;
-}
-
-static void prepare_pairs(struct product *job, int64_t t, const float *x)
-{
-    const int64_t n = job->matrix->columns / 2, within = t % PAIR_TOKENS;
-    const int64_t width = pair_vectors(job, t - within) * PAIR_LANES;
-    uint32_t *to = pairs_from(job, t - within) + within, pairs[n];
-    used->to_bfloats(x, (uint16_t *)pairs, 2 * n);
-    for (int64_t c = 0; c < n; c++)
-        to[c * width] = pairs[c];
-}
-
-static void prepare_panels(struct product *job, int64_t t, const float *x)
-{
-    const int64_t columns = job->matrix->columns;
-    for (int64_t c = 0; c < columns; c += PANEL) {
-        const int64_t left = columns - c;
-        memcpy(packed(job, c, t), x + c, (size_t)(left < PANEL ? left : PANEL) * sizeof(float));
-    }
+    memory = (void *)(((uintptr_t)memory + LINE - 1) / LINE * LINE);
+    job->activations = (struct activations){memory, (char *)memory + group_bytes(job->matrix, job->tokens),
+                                            stride(job->matrix, job->way)};
 }
 
 static void round_token(struct product *job, int64_t t, const float *x, int8_t *values)
@@ -111,15 +74,15 @@ static void round_token(struct product *job, int64_t t, const float *x, int8_t *
 
 static void prepare_token(struct product *job, int64_t t, const float *x)
 {
-    const int64_t columns = job->matrix->columns;
-    void *values = job->activations.values;
+    const int64_t columns = job->matrix->columns, n = job->x_columns;
+    void *values = job->activations.values + t * job->activations.stride;
     switch (job->way) {
-    case TILES: round_token(job, t, x, (int8_t *)values + t * columns); break;
-    case ROWS: used->split_pairs(x, (float *)values + t * columns, columns); break;
-    case ROUNDED_ROWS: used->to_bfloats(x, (uint16_t *)values + t * columns, columns); break;
-    case PANELS: prepare_panels(job, t, x); break;
-    case PAIRS: prepare_pairs(job, t, x);
+    case QUANTIZED: round_token(job, t, x, values); return;
+    case DENSE: memcpy(values, x, (size_t)n * sizeof(float)); break;
+    case ROUNDED: used->to_bfloats(x, values, n);
     }
+    if (n < columns)
+        memset((char *)values + n * value_bytes(job->way), 0, (size_t)((columns - n) * value_bytes(job->way)));
 }
 
 static void prepare_tokens(void *argument)
@@ -144,94 +107,31 @@ static void put(const struct product *job, int64_t tile, int64_t token, int64_t 
 
 static void multiply_tile(const struct product *job, int64_t tile, int64_t token, int64_t end)
 {
-    const struct matrix *m = job->matrix;
-    for (int at_once; token < end; token += at_once) {
-        const int64_t rest = end - token;
-        at_once = rest >= 4 ? 4 : rest >= 2 ? 2 : 1;
+    multiply_function *const ways[] = {used->tiles, used->dense, used->dense_rounded};
+    for (int taken; token < end; token += taken) {
         float out[MOST_TOKENS * TILE_ROWS];
-        (job->way == TILES ? used->tiles : job->way == ROUNDED_ROWS ? used->dense_rounded : used->dense)(
-            m, tile, &job->activations, token, at_once, out);
-        put(job, tile, token, at_once, out);
+        taken = ways[job->way](job->matrix, tile, &job->activations, token, end - token, out);
+        put(job, tile, token, taken, out);
     }
 }
 
 /* Tokens that stay in the second-level cache while a share of the tiles passes over them. */
-static int64_t tokens_in_cache(const struct matrix *m)
+static int64_t tokens_in_cache(const struct product *job)
 {
-    const int64_t bytes = m->bits == 16 ? m->columns * 4 : m->columns * 5 / 4;
+    const int64_t columns = job->matrix->columns;
+    const int64_t bytes = job->way == QUANTIZED ? columns * 5 / 4 : columns * value_bytes(job->way);
     const int64_t tokens = CACHE_BYTES / bytes / MOST_TOKENS * MOST_TOKENS;
     return tokens > MOST_TOKENS ? tokens : MOST_TOKENS;
 }
 
 static void multiply_tiles(const struct product *job, int64_t first, int64_t end)
 {
-    const int64_t step = tokens_in_cache(job->matrix);
+    const int64_t step = tokens_in_cache(job);
     for (int64_t token = 0; token < job->tokens; token += step) {
         const int64_t stop = token + step < job->tokens ? token + step : job->tokens;
         for (int64_t tile = first; tile < end; tile++)
             multiply_tile(job, tile, token, stop);
     }
-}
-
-/* The columns from `first` on of a tile's rows, to `panel` [columns, 16]. Eight rows at a time: those of a
-   matrix with 2,048 columns all want the same eight places in the first-level cache. */
-static void widen(const struct matrix *m, int64_t tile, int64_t first, int64_t columns, float *panel)
-{
-    const uint16_t *w = (const uint16_t *)m->weights + tile * TILE_ROWS * m->columns + first;
-    for (int half = 0; half < TILE_ROWS; half += 8) {
-        int64_t c = 0;
-        for (; c + 16 <= columns; c += 16)
-            widen_square(w + half * m->columns + c, m->columns, panel + c * TILE_ROWS + half);
-        for (; c < columns; c++)
-            for (int r = half; r < half + 8; r++)
-                panel[c * TILE_ROWS + r] = from_bfloat(w[r * m->columns + c]);
-    }
-}
-
-enum { PANEL_TILES = 8, PANEL_MOST_TOKENS = 128 }; /* their sums are 64 KiB */
-
-/* Some tiles times some tokens: of the columns one panel's at a time, so that the tokens' values stay in
-   the second-level cache while tile after tile is widened. */
-static void multiply_panels(const struct product *job, int64_t first, int64_t tiles, int64_t token, int64_t tokens)
-{
-    const struct matrix *m = job->matrix;
-    _Alignas(64) float panel[PANEL * TILE_ROWS];
-    _Alignas(64) float sums[PANEL_TILES][PANEL_MOST_TOKENS * TILE_ROWS];
-    memset(sums, 0, (size_t)tiles * sizeof *sums);
-    for (int64_t c = 0; c < m->columns; c += PANEL) {
-        const int64_t left = m->columns - c, columns = left < PANEL ? left : PANEL;
-        for (int64_t i = 0; i < tiles; i++) {
-            widen(m, first + i, c, columns, panel);
-            for (int64_t t = 0; t < tokens;)
-                t += used->multiply_panel(panel, columns, packed(job, c, token + t), tokens - t,
-                                          sums[i] + t * TILE_ROWS);
-        }
-    }
-    for (int64_t i = 0; i < tiles; i++)
-        put(job, first + i, token, tokens, sums[i]);
-}
-
-static void multiply_pairs(const struct product *job, int64_t first, int64_t end)
-{
-    const struct matrix *m = job->matrix;
-    _Alignas(64) float sums[PAIR_TOKENS * TILE_ROWS];
-    for (int64_t tile = first; tile < end; tile++)
-        for (int64_t token = 0; token < job->tokens; token += PAIR_TOKENS) {
-            const int64_t left = job->tokens - token;
-            used->multiply_pairs((const uint16_t *)m->weights + tile * TILE_ROWS * m->columns, m->columns,
-                                 pairs_from(job, token), pair_vectors(job, token), sums);
-            put(job, tile, token, left < PAIR_TOKENS ? left : PAIR_TOKENS, sums);
-        }
-}
-
-static void multiply_all_panels(const struct product *job, int64_t first, int64_t end)
-{
-    for (int64_t tile = first; tile < end; tile += PANEL_TILES)
-        for (int64_t token = 0; token < job->tokens; token += PANEL_MOST_TOKENS) {
-            const int64_t tiles = end - tile, tokens = job->tokens - token;
-            multiply_panels(job, tile, tiles < PANEL_TILES ? tiles : PANEL_TILES, token,
-                            tokens < PANEL_MOST_TOKENS ? tokens : PANEL_MOST_TOKENS);
-        }
 }
 
 static void multiply_part(void *argument)
@@ -240,11 +140,7 @@ static void multiply_part(void *argument)
     int64_t first;
     while ((first = atomic_fetch_add(&job->next_tile, job->tiles_at_once)) < job->tiles) {
         const int64_t share = first + job->tiles_at_once, end = share < job->tiles ? share : job->tiles;
-        switch (job->way) {
-        case PANELS: multiply_all_panels(job, first, end); break;
-        case PAIRS: multiply_pairs(job, first, end); break;
-        default: multiply_tiles(job, first, end);
-        }
+        multiply_tiles(job, first, end);
     }
 }
 

@@ -84,10 +84,22 @@ INLINE void quantize_row4(const struct matrix *m, int64_t row, const float *x)
     }
 }
 
+/* bfloat16 is kept as it is, and what is not becomes it. */
+INLINE void pack_row(const struct matrix *m, int64_t row, const float *x)
+{
+    uint8_t *w = m->weights + (row / TILE_ROWS * TILE_ROWS * m->columns + row % TILE_ROWS * 2) * 2;
+    for (int64_t c = 0; c < m->columns; c += 2, w += 4 * TILE_ROWS) {
+        const uint16_t pair[2] = {to_bfloat(x[c]), to_bfloat(x[c + 1])};
+        memcpy(w, pair, sizeof pair);
+    }
+}
+
 INLINE void quantize_row(const struct matrix *m, int64_t row, const float *x)
 {
     if (m->bits == 4)
         quantize_row4(m, row, x);
-    else
+    else if (m->bits == 8)
         quantize_row8(m, row, x);
+    else
+        pack_row(m, row, x);
 }

@@ -10,30 +10,6 @@ static inline __attribute__((always_inline)) int32_t four_bytes(const void *p)
     return value;
 }
 
-/* Sixteen columns of eight rows of bfloat16, to float32 `to` [16, TILE_ROWS]. */
-static inline __attribute__((target("avx2"))) void widen_square(const uint16_t *w, int64_t columns, float *to)
-{
-    __m256i a[8], b[8];
-    for (int r = 0; r < 8; r++)
-        a[r] = _mm256_loadu_si256((const __m256i *)(w + r * columns));
-    for (int r = 0; r < 8; r += 2) {
-        b[r] = _mm256_unpacklo_epi32(a[r], a[r + 1]);
-        b[r + 1] = _mm256_unpackhi_epi32(a[r], a[r + 1]);
-    }
-    for (int r = 0; r < 8; r += 4)
-        for (int i = 0; i < 2; i++) {
-            a[r + 2 * i] = _mm256_unpacklo_epi64(b[r + i], b[r + 2 + i]);
-            a[r + 2 * i + 1] = _mm256_unpackhi_epi64(b[r + i], b[r + 2 + i]);
-        }
-    for (int i = 0; i < 8; i++) { /* two columns of each row: the even one in the low half of 32 bits */
-        const __m256i pair = i < 4 ? _mm256_permute2x128_si256(a[i], a[i + 4], 0x20)
-                                   : _mm256_permute2x128_si256(a[i - 4], a[i], 0x31);
-        const __m256i odd = _mm256_and_si256(pair, _mm256_set1_epi32((int32_t)0xffff0000));
-        _mm256_storeu_ps(to + 2 * i * TILE_ROWS, _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16)));
-        _mm256_storeu_ps(to + (2 * i + 1) * TILE_ROWS, _mm256_castsi256_ps(odd));
-    }
-}
-
 /* Ties a sum to one register; left alone, GCC copies it about. */
 #ifndef IN_REGISTER
 #define IN_REGISTER(x) __asm__("" : "+x"(x))
@@ -112,13 +88,6 @@ INLINE float32x4_t four_unsigned(const uint8_t *p)
 INLINE float32x4_t no_floats(void) { return vdupq_n_f32(0); }
 INLINE int32x4_t no_ints(void) { return vdupq_n_s32(0); }
 
-static inline void widen_square(const uint16_t *w, int64_t columns, float *to)
-{
-    for (int c = 0; c < 16; c++)
-        for (int r = 0; r < 8; r++)
-            to[c * TILE_ROWS + r] = from_bfloat(w[r * columns + c]);
-}
-
 #if defined(__clang__)
 #define TARGET __attribute__((target("dotprod")))
 #else
@@ -126,8 +95,8 @@ static inline void widen_square(const uint16_t *w, int64_t columns, float *to)
 #endif
 #define NAME(x) neon_##x
 #define LANES 4
+#define AT_ONCE 4
 #define FOLLOWS_A_STREAM 0
-#define PANEL_TOKENS 4
 #define INT int32x4_t
 #define FLOAT float32x4_t
 #define INT_ZERO no_ints

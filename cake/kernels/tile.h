@@ -14,7 +14,7 @@ static inline __attribute__((always_inline)) TARGET void
 NAME(tile)(const int T, const int bits, const struct matrix *m, int64_t tile, const struct activations *a,
            int64_t token, float *out)
 {
-    const int64_t groups = m->columns / GROUP, row_bytes = m->columns;
+    const int64_t groups = m->columns / GROUP, row_bytes = a->stride;
     const int group_bytes = bits == 4 ? TILE_ROWS * GROUP / 2 : TILE_ROWS * GROUP;
     const int scale_bytes = bits == 4 ? 2 * TILE_ROWS : TILE_ROWS;
     const uint8_t *w = m->weights + tile * groups * group_bytes;
@@ -27,7 +27,7 @@ NAME(tile)(const int T, const int bits, const struct matrix *m, int64_t tile, co
             for (int i = 0; i < group_bytes; i += 64)
                 __builtin_prefetch(w + PREFETCH_BYTES + i, 0, SECOND_LEVEL);
         const int8_t *x = (const int8_t *)a->values + token * row_bytes + g * GROUP;
-        INT dots[MOST_TOKENS][VECTORS];
+        INT dots[AT_ONCE][VECTORS];
         for (int t = 0; t < T; t++)
             for (int v = 0; v < VECTORS; v++)
                 dots[t][v] = INT_ZERO();
@@ -90,151 +90,27 @@ NAME(tile)(const int T, const int bits, const struct matrix *m, int64_t tile, co
         }
 }
 
+/* Calls a function for at most AT_ONCE tokens, and returns how many they were. It is compiled for some numbers
+   of them, and multiplies what lies behind the last token too where there are fewer: one more is cheaper
+   than reading the weights twice. */
 #define WITH_TOKENS(function, tokens, ...)                                                             \
-    switch (tokens) {                                                                                  \
-    case 1: NAME(function)(1, __VA_ARGS__); break;                                                     \
-    case 2: NAME(function)(2, __VA_ARGS__); break;                                                     \
-    default: NAME(function)(4, __VA_ARGS__);                                                           \
-    }
+    if (tokens > 4)                                                                                    \
+        NAME(function)(AT_ONCE, __VA_ARGS__);                                                       \
+    else if (tokens > 2)                                                                               \
+        NAME(function)(4, __VA_ARGS__);                                                                \
+    else if (tokens == 2)                                                                              \
+        NAME(function)(2, __VA_ARGS__);                                                                \
+    else                                                                                               \
+        NAME(function)(1, __VA_ARGS__);                                                                \
+    return tokens < AT_ONCE ? (int)tokens : AT_ONCE;
 
-static TARGET void NAME(tiles)(const struct matrix *m, int64_t tile, const struct activations *a, int64_t token,
-                               int tokens, float *out)
+static TARGET int NAME(tiles)(const struct matrix *m, int64_t tile, const struct activations *a, int64_t token,
+                              int64_t tokens, float *out)
 {
-    if (m->bits == 4)
+    if (m->bits == 4) {
         WITH_TOKENS(tile, tokens, 4, m, tile, a, token, out)
-    else
-        WITH_TOKENS(tile, tokens, 8, m, tile, a, token, out)
-}
-
-/* Some rows of a bfloat16 matrix times T tokens, into `out` [T, 16] at row `row`. The activations are
-   float32, in blocks of 2 * LANES the even columns before the odd ones: a vector of pairs of weights
-   becomes two of float32 by a shift and a mask.
-
-   For one token row after row, as they lie in memory, which the processor follows best. Several tokens'
-   activations are too many for the first-level cache: four rows share each reading of them, and ask for
-   the next four. Into the second level, as rows of 2,048 columns all want the same places in the first. */
-static inline __attribute__((always_inline)) TARGET void
-NAME(rows)(const int T, const int ROWS, const uint16_t *w, int64_t columns, const float *x, float *out)
-{
-    enum { STEP = 2 * LANES };
-    FLOAT evens[MOST_TOKENS][MOST_ROWS], odds[MOST_TOKENS][MOST_ROWS];
-    for (int t = 0; t < T; t++)
-        for (int r = 0; r < ROWS; r++)
-            evens[t][r] = odds[t][r] = FLOAT_ZERO();
-    int64_t whole = columns / STEP * STEP;
-    for (int64_t c = 0; c < whole; c += STEP) {
-        FLOAT even[MOST_ROWS], odd[MOST_ROWS];
-#pragma GCC unroll 4
-        for (int r = 0; r < ROWS; r++) {
-            if (ROWS > 1)
-                __builtin_prefetch(w + ROWS * (columns + c) + r * STEP, 0, SECOND_LEVEL);
-            else if (!FOLLOWS_A_STREAM)
-                __builtin_prefetch(w + c + PREFETCH_BYTES / 2, 0, SECOND_LEVEL);
-            INT pairs = LOAD(w + r * columns + c);
-            even[r] = LOW_BFLOATS(pairs);
-            odd[r] = HIGH_BFLOATS(pairs);
-        }
-#pragma GCC unroll 4
-        for (int t = 0; t < T; t++) {
-            FLOAT x_even = LOAD_FLOATS(x + t * columns + c), x_odd = LOAD_FLOATS(x + t * columns + c + LANES);
-#pragma GCC unroll 4
-            for (int r = 0; r < ROWS; r++) {
-                evens[t][r] = PLUS_PRODUCT(evens[t][r], even[r], x_even);
-                odds[t][r] = PLUS_PRODUCT(odds[t][r], odd[r], x_odd);
-            }
-        }
     }
-    for (int t = 0; t < T; t++)
-        for (int r = 0; r < ROWS; r++) {
-            float lanes[LANES], sum = 0;
-            STORE(lanes, PLUS(evens[t][r], odds[t][r]));
-            for (int i = 0; i < LANES; i++)
-                sum += lanes[i];
-            for (int64_t c = whole; c < columns; c++)
-                sum += from_bfloat(w[r * columns + c]) * x[t * columns + c];
-            out[t * TILE_ROWS + r] = sum;
-        }
-}
-
-#define WITH_ROWS(function, tokens, w, columns, x, out)                                                  \
-    switch (tokens) {                                                                                  \
-    case 1: NAME(function)(1, 1, w, columns, x, out); break;                                           \
-    case 2: NAME(function)(2, MOST_ROWS, w, columns, x, out); break;                                   \
-    default: NAME(function)(4, MOST_ROWS, w, columns, x, out);                                         \
-    }
-
-static TARGET void NAME(dense)(const struct matrix *m, int64_t tile, const struct activations *a, int64_t token,
-                               int tokens, float *out)
-{
-    const int64_t columns = m->columns;
-    const uint16_t *w = (const uint16_t *)m->weights + tile * TILE_ROWS * columns;
-    const float *x = (const float *)a->values + token * columns;
-    for (int r = 0; r < TILE_ROWS; r += tokens == 1 ? 1 : MOST_ROWS)
-        WITH_ROWS(rows, tokens, w + r * columns, columns, x, out + r)
-}
-
-#ifdef DOT_BFLOATS
-/* As rows, of activations that are bfloat16 as well: one instruction for 2 * LANES products. */
-static inline __attribute__((always_inline)) TARGET void
-NAME(rounded_rows)(const int T, const int ROWS, const uint16_t *w, int64_t columns, const uint16_t *x, float *out)
-{
-    enum { STEP = 2 * LANES };
-    FLOAT sums[MOST_TOKENS][MOST_ROWS];
-    for (int t = 0; t < T; t++)
-        for (int r = 0; r < ROWS; r++)
-            sums[t][r] = FLOAT_ZERO();
-    int64_t whole = columns / STEP * STEP;
-    for (int64_t c = 0; c < whole; c += STEP) {
-        INT pairs[MOST_ROWS];
-#pragma GCC unroll 4
-        for (int r = 0; r < ROWS; r++) {
-            if (ROWS > 1)
-                __builtin_prefetch(w + ROWS * (columns + c) + r * STEP, 0, SECOND_LEVEL);
-            pairs[r] = LOAD(w + r * columns + c);
-        }
-#pragma GCC unroll 4
-        for (int t = 0; t < T; t++) {
-            const INT x_pairs = LOAD(x + t * columns + c);
-#pragma GCC unroll 4
-            for (int r = 0; r < ROWS; r++)
-                sums[t][r] = DOT_BFLOATS(sums[t][r], pairs[r], x_pairs);
-        }
-    }
-    for (int t = 0; t < T; t++)
-        for (int r = 0; r < ROWS; r++) {
-            float lanes[LANES], sum = 0;
-            STORE(lanes, sums[t][r]);
-            for (int i = 0; i < LANES; i++)
-                sum += lanes[i];
-            for (int64_t c = whole; c < columns; c++)
-                sum += from_bfloat(w[r * columns + c]) * from_bfloat(x[t * columns + c]);
-            out[t * TILE_ROWS + r] = sum;
-        }
-}
-
-static TARGET void NAME(dense_rounded)(const struct matrix *m, int64_t tile, const struct activations *a,
-                                       int64_t token, int tokens, float *out)
-{
-    const int64_t columns = m->columns;
-    const uint16_t *w = (const uint16_t *)m->weights + tile * TILE_ROWS * columns;
-    const uint16_t *x = (const uint16_t *)a->values + token * columns;
-    for (int r = 0; r < TILE_ROWS; r += tokens == 1 ? 1 : MOST_ROWS)
-        WITH_ROWS(rounded_rows, tokens, w + r * columns, columns, x, out + r)
-}
-
-#include "pairs.h"
-#endif
-
-static TARGET void NAME(split_pairs)(const float *x, float *split, int64_t columns)
-{
-    enum { STEP = 2 * LANES };
-    int64_t whole = columns / STEP * STEP;
-    for (int64_t c = 0; c < whole; c += STEP)
-        for (int i = 0; i < LANES; i++) {
-            split[c + i] = x[c + 2 * i];
-            split[c + LANES + i] = x[c + 2 * i + 1];
-        }
-    memcpy(split + whole, x + whole, (size_t)(columns - whole) * sizeof(float));
+    WITH_TOKENS(tile, tokens, 8, m, tile, a, token, out)
 }
 
 static TARGET void NAME(to_bfloats)(const float *x, uint16_t *rounded, int64_t columns)
@@ -254,23 +130,22 @@ static TARGET void NAME(quantize_row)(const struct matrix *m, int64_t row, const
     quantize_row(m, row, x);
 }
 
-#include "panel.h"
+#include "dense.h"
 #include "attend.h"
 
 static const struct instruction_set NAME(set) = {
     NAME(tiles), NAME(dense),
 #ifdef DOT_BFLOATS
-    NAME(dense_rounded), NAME(multiply_pairs),
+    NAME(dense_rounded),
 #else
-    NULL, NULL,
+    NULL,
 #endif
-    NAME(multiply_panel), NAME(split_pairs), NAME(to_bfloats),
-    NAME(round_activations), NAME(quantize_row),
+    NAME(to_bfloats), NAME(round_activations), NAME(quantize_row),
     NAME(norm), NAME(rotate), NAME(gate), NAME(attend),
 };
 
 #undef WITH_TOKENS
-#undef WITH_ROWS
+#undef AT_ONCE
 #undef DOT_BFLOATS
 #undef VECTORS
 #undef TARGET
@@ -288,7 +163,6 @@ static const struct instruction_set NAME(set) = {
 #undef LOW_BFLOATS
 #undef HIGH_BFLOATS
 #undef BROADCAST
-#undef PANEL_TOKENS
 #undef LOW_NIBBLES
 #undef HIGH_NIBBLES
 #undef DOT4

@@ -5,7 +5,7 @@ stand below one another: one multiplication instead of three. Which kernel multi
 when a matrix is made: `new_matrix` is the table.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cake import kernels
-from cake.kernels.matrix import FEW_TOKENS, NativeMatrix
+from cake.kernels.matrix import NativeMatrix
 
 Quantization = Literal["none", "int8", "int4"]
 BITS = {"int8": 8, "int4": 4}
@@ -56,8 +56,8 @@ class Matrix(Protocol):
         """What its weights are kept as: a dtype's name, `int8` or `int4`."""
 
     @property
-    def weight(self) -> Tensor | None:
-        """`[rows, columns]`, where it is kept as plain numbers."""
+    def look_up(self) -> Callable[[Tensor], Tensor] | None:
+        """Its rows of these numbers, `[n]` to `[n, columns]`, where weights are kept as they were stored."""
 
     @property
     def nbytes(self) -> int:
@@ -122,13 +122,13 @@ def new_matrix(rows: int, columns: int, placement: Placement, stored: set[torch.
     if placement.quantize != "none":
         bits = BITS[placement.quantize]
         if native:
-            return QuantizedMatrix(rows, columns, bits)
+            return KernelMatrix(rows, columns, bits)
         from cake.model.portable import portable_matrix  # which needs this module
 
         return portable_matrix(rows, columns, bits, placement)
     kept = stored if placement.dtype == torch.float32 else {placement.dtype}
     if native and kept == {torch.bfloat16}:
-        return BfloatMatrix(rows, columns)
+        return KernelMatrix(rows, columns, 16)
     return DenseMatrix(rows, columns, placement)
 
 
@@ -146,62 +146,29 @@ class DenseMatrix:
         return str(self._weight.dtype).removeprefix("torch.")
 
     @property
-    def weight(self) -> Tensor:
-        """`[rows, columns]`."""
-        return self._weight
-
-    @property
     def nbytes(self) -> int:
         """Bytes that it occupies."""
         return self._weight.nbytes
 
     def fill(self, source: TensorSource, name: str, first_row: int, rows: int) -> None:
         """Read straight into place."""
-        source.read_into(name, self.weight[first_row : first_row + rows])
+        source.read_into(name, self._weight[first_row : first_row + rows])
+
+    def look_up(self, rows: Tensor) -> Tensor:
+        """From `[n]` to `[n, columns]`."""
+        return F.embedding(rows, self._weight)
 
     def multiply(self, x: Tensor) -> Tensor:
         """`x Wᵀ`."""
-        return F.linear(x, self.weight)
+        return F.linear(x, self._weight)
 
 
-class BfloatMatrix:
-    """bfloat16, multiplied in float32: where it was stored so, the same numbers in half the memory."""
+class KernelMatrix:
+    """In Cake's own CPU kernels, which multiply in float32 or, where activations are bfloat16, in that.
 
-    def __init__(self, rows: int, columns: int) -> None:
-        self.native = NativeMatrix(rows, columns, 16)
-
-    @property
-    def numbers(self) -> str:
-        """What its weights are kept as."""
-        return "bfloat16"
-
-    @property
-    def weight(self) -> Tensor:
-        """`[rows, columns]`, bfloat16."""
-        return self.native.bfloat16
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it occupies."""
-        return self.native.nbytes
-
-    def fill(self, source: TensorSource, name: str, first_row: int, rows: int) -> None:
-        """Read straight into place."""
-        source.read_into(name, self.weight[first_row : first_row + rows])
-
-    def multiply(self, x: Tensor) -> Tensor:
-        """`x Wᵀ`."""
-        many = x.dtype == torch.bfloat16 and x.shape[0] > FEW_TOKENS
-        if many and kernels.torch_multiplies_bfloat16_faster():
-            return F.linear(x, self.weight)
-        rounds = x.dtype == torch.bfloat16  # it is rounded already
-        return self.native.multiply(x.float().contiguous(), rounds).to(x.dtype)
-
-
-class QuantizedMatrix:
-    """int8 or int4 in Cake's own CPU kernel; activations are rounded to int8 in groups of 32."""
-
-    weight = None
+    16 bits are bfloat16: where it was stored so, the same numbers. For int8 and int4, activations are rounded
+    to int8 in groups of 32.
+    """
 
     def __init__(self, rows: int, columns: int, bits: int) -> None:
         self.native = NativeMatrix(rows, columns, bits)
@@ -209,7 +176,12 @@ class QuantizedMatrix:
     @property
     def numbers(self) -> str:
         """What its weights are kept as."""
-        return f"int{self.native.bits}"
+        return "bfloat16" if self.native.bits == 16 else f"int{self.native.bits}"
+
+    @property
+    def look_up(self) -> Callable[[Tensor], Tensor] | None:
+        """From `[n]` to `[n, columns]`, bfloat16."""
+        return self.native.look_up if self.native.bits == 16 else None
 
     @property
     def nbytes(self) -> int:
@@ -217,11 +189,12 @@ class QuantizedMatrix:
         return self.native.nbytes
 
     def fill(self, source: TensorSource, name: str, first_row: int, rows: int) -> None:
-        """Quantize while reading."""
+        """Convert while reading."""
         for window in source.windows(name, rows, self.native.columns):
-            self.native.quantize(first_row, window)
+            self.native.fill(first_row, window)
             first_row += window.shape[0]
 
     def multiply(self, x: Tensor) -> Tensor:
         """`x Wᵀ`."""
-        return self.native.multiply(x.float().contiguous()).to(x.dtype)
+        rounds = x.dtype == torch.bfloat16  # it is rounded already
+        return self.native.multiply(x.float().contiguous(), rounds).to(x.dtype)

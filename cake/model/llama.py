@@ -5,7 +5,9 @@ Every function takes a flat batch `[n_tokens, ...]`, in which segments say whose
 The names of the tensors are those of Hugging Face's `LlamaForCausalLM`.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -142,12 +144,12 @@ class RMSNorm:
 class Embedding:
     """Token ids to hidden states."""
 
-    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
-        self._weight, self._dtype = weight, dtype
+    def __init__(self, look_up: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+        self._look_up, self._dtype = look_up, dtype
 
     def __call__(self, ids: Tensor) -> Tensor:
         """From `[n_tokens]` to `[n_tokens, hidden_size]`."""
-        return F.embedding(ids, self._weight).to(self._dtype)
+        return self._look_up(ids).to(self._dtype)
 
 
 class Head:
@@ -172,9 +174,10 @@ def load_ends(source: TensorSource, config: ModelConfig, placement: Placement) -
     norm = RMSNorm(placement.read(source, "model.norm.weight", config.hidden_size), config.norm_eps)
     name = "model.embed_tokens" if config.tied_head else "lm_head"
     output = Linear.load(source, [(name, config.vocab_size)], config.hidden_size, placement)
-    weight = output.matrix.weight if config.tied_head else None
-    if weight is None:
+    look_up = output.matrix.look_up if config.tied_head else None
+    if look_up is None:
         name = "model.embed_tokens.weight"
         stored = replace(placement, dtype=source.dtype_of(name))
         weight = stored.read(source, name, config.vocab_size, config.hidden_size)
-    return Embedding(weight, placement.dtype), Head(norm, output)
+        look_up = partial(F.embedding, weight=weight)
+    return Embedding(look_up, placement.dtype), Head(norm, output)

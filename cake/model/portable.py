@@ -24,7 +24,7 @@ def portable_matrix(rows: int, columns: int, bits: int, placement: Placement) ->
 class RowScaledMatrix:
     """int8 with one scale per row, in torch's kernel for the CPU, which keeps activations as floats."""
 
-    weight = native = None
+    look_up = native = None
 
     def __init__(self, rows: int, columns: int, placement: Placement) -> None:
         self._weight = torch.empty((rows, columns), dtype=torch.int8)
@@ -60,7 +60,7 @@ class RowScaledMatrix:
 class GroupedMatrix:
     """int8 or int4 in groups of 32 columns, each with a scale and a lowest value; int4 two to a byte."""
 
-    weight = native = None
+    look_up = native = None
 
     def __init__(self, rows: int, columns: int, bits: int, placement: Placement) -> None:
         self._bits, self._columns, self._dtype = bits, columns, placement.dtype
