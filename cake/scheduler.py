@@ -3,8 +3,9 @@
 A request hands in a job: run what the stages do not hold of this session yet, and choose from the
 last logits. Jobs join and leave with every batch. As many batches travel at once as there are stages,
 each with its share of the sessions that generate: one clump of all of them would leave every stage
-but one idle. A prompt goes in chunks, several on their way at once, so that the second stage works on
-the first chunk while the first works on the second; the tokens of other sessions ride along.
+but one idle. Where fewer batches are seen to make more tokens, they are fewer (`cake.groups`). A prompt
+goes in chunks, several on their way at once, so that the second stage works on the first chunk while
+the first works on the second; the tokens of other sessions ride along.
 
 Over slow links a session that generates need not wait for its tokens either: a job may follow another on
 the assumption that it knows what that one will choose.
@@ -22,6 +23,7 @@ from torch import Tensor
 from cake.chunks import CHUNK_BESIDE_OTHERS, FEW_TOKENS, SENT_AHEAD, chunk_tokens
 from cake.errors import NodeLostError, SessionLostError
 from cake.figures import Figures
+from cake.groups import Groups
 from cake.job import Job, OnProgress, Part, choices, nobody
 from cake.losses import Losses, Mendable, fail
 from cake.model.batch import Segment
@@ -49,13 +51,20 @@ class Stages(Mendable, Protocol):
 class Scheduler:
     """Runs jobs in batches over a pipeline."""
 
-    def __init__(self, pipeline: Stages, chunk: int | None = None, figures: Figures | None = None) -> None:
-        self._pipeline, self._chunk = pipeline, chunk
+    def __init__(
+        self,
+        pipeline: Stages,
+        chunk: int | None = None,
+        figures: Figures | None = None,
+        groups: Groups | None = None,
+    ) -> None:
+        self._pipeline, self._chunk, self._groups = pipeline, chunk, groups or Groups()
         self._few: deque[Job] = deque()  # of sessions that generate
         self._prompts: deque[Job] = deque()
         self._away = 0  # sessions that generate and have not got their token yet
         self._choosing = 0  # those of them whose logits are there
         self._travelling = 0  # batches
+        self._prompting = 0  # those of them with a part of a prompt
         self._tasks: set[asyncio.Task[None]] = set()
         self._pumping = False
         self._turns = Turns(self._restart)
@@ -158,6 +167,7 @@ class Scheduler:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             self._travelling += _needs_room(parts)
+            self._prompting += len(parts) > len(few)
             for job in [part.job.next for part in parts if part.last]:
                 if job is not None:
                     self._queue(job)
@@ -166,17 +176,32 @@ class Scheduler:
     def _generating(self) -> int:
         return len(self._few) + self._away
 
+    @property
+    def _at_once(self) -> int:
+        """How many batches travel at once."""
+        if self._prompts or self._prompting:
+            return self._depth
+        return self._groups.number(self._depth)
+
+    @property
+    def _share(self) -> int:
+        """The sessions that generate, in each batch."""
+        return -(-self._generating // self._at_once)
+
     def _has_room(self) -> bool:
         """Whether a batch may go. A lone prompt sends some ahead: on a slow link they are on their way."""
         for jobs in (self._few, self._prompts):
             while jobs and jobs[0].done.done():
                 jobs.popleft()
         ahead = SENT_AHEAD if self._depth > 1 and not self._generating else 0
-        return self._travelling < self._depth + ahead
+        if self._travelling >= self._at_once + ahead:
+            return False
+        # Of fewer groups than stages none goes while some who belong to it choose: they are to come together.
+        return self._at_once == self._depth or not self._choosing or len(self._few) >= self._share
 
     def _take_few(self) -> list[Part]:
         """A share of the sessions that generate, those first that wait longest."""
-        share = -(-self._generating // self._depth)
+        share = self._share
         parts: list[Part] = []
         room = self._pipeline.max_batch_tokens
         while self._few and len(parts) < share and self._few[0].missing <= room:
@@ -235,6 +260,7 @@ class Scheduler:
             hidden = await self._pipeline.forward(batch, segments, until)
         finally:  # before the head: the stages shall not wait for it
             self._travelling -= _needs_room(parts)
+            self._prompting -= len(parts) > n_few
             self._choosing += n_few
             self._pump_soon()
         await self._finish(parts, hidden)
@@ -242,6 +268,10 @@ class Scheduler:
     def _chosen(self, n_few: int) -> None:
         self._choosing -= n_few
         self._away -= n_few
+        if self._prompts or self._prompting:
+            self._groups.disturbed()
+        else:
+            self._groups.came(n_few, self._generating, self._depth)
         self._pump()
 
     async def _finish(self, parts: list[Part], hidden: Tensor) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cake.chunks import CHUNK_BESIDE_OTHERS, FEW_TOKENS, SMALLEST_CHUNK, chunk_tokens
 from cake.errors import CakeError, NodeLostError, SessionLostError
+from cake.groups import Groups
 from cake.model.batch import Segment
 from cake.scheduler import Scheduler
 from cake.session import Session
@@ -93,6 +94,55 @@ async def test_sessions_that_generate_travel_in_as_many_groups_as_there_are_stag
         await gate.let()
     assert lengths(gate)[:12] == [4] * 12, "neither a clump nor crumbs"
     assert [task.result() for task in tasks] == [list(range(10 * i, 10 * i + 7)) for i in range(8)]
+
+
+class Fixed(Groups):
+    """As many groups as a test says."""
+
+    def __init__(self, wanted: int) -> None:
+        super().__init__()
+        self.wanted = wanted
+
+    def number(self, n_stages: int) -> int:
+        return self.wanted
+
+
+async def test_groups_become_fewer_and_more() -> None:
+    gate, groups = Gate(2), Fixed(2)
+    scheduler = Scheduler(gate, groups=groups)
+    tasks = [asyncio.create_task(generate(scheduler, Session([10 * i]), 9)) for i in range(8)]
+    for n_groups, n_batches, share in ((2, 4, 4), (1, 3, 8), (2, 6, 4)):
+        groups.wanted, before = n_groups, len(gate.seen)
+        while len(gate.seen) - before < n_batches:
+            await gate.let()
+            assert len(gate.waiting) <= 2
+        assert lengths(gate)[-n_batches:] == [share] * n_batches
+    while gate.waiting:
+        await gate.let()
+    assert [task.result() for task in tasks] == [list(range(10 * i, 10 * i + 10)) for i in range(8)]
+
+
+async def test_one_group_goes_without_those_who_have_left() -> None:
+    gate = Gate(2)
+    scheduler = Scheduler(gate, groups=Fixed(1))
+    tasks = [asyncio.create_task(generate(scheduler, Session([10 * i]), i + 1)) for i in range(3)]
+    for _ in range(3):
+        await gate.let()
+    assert lengths(gate) == [3, 2, 1]
+    assert all(task.done() for task in tasks)
+
+
+async def test_a_prompt_is_in_every_stage_though_the_others_are_one_group() -> None:
+    gate = Gate(2)
+    scheduler = Scheduler(gate, groups=Fixed(1))
+    talkers = [asyncio.create_task(generate(scheduler, Session([10 * i]), 30)) for i in range(4)]
+    await settle()
+    prompt = asyncio.create_task(scheduler.run(Session(list(range(1000))), last))
+    for _ in range(8):
+        await gate.let()
+        assert prompt.done() or len(gate.waiting) == 2
+    for task in (*talkers, prompt):
+        task.cancel()
 
 
 async def test_chunks_of_a_prompt_follow_one_another_without_waiting() -> None:
