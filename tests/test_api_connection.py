@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from http_served import Gate, Served, request, serving_http, until
+from http_served import Gate, Served, request, serving_http, shape_of, until
 
 from cake.api import connection, server
 from cake.errors import NodeError
@@ -171,8 +171,12 @@ async def test_who_has_kept_the_server_waiting_longest_gives_way(
     assert (await second[0].readline()).startswith(b"HTTP/1.1 ")
 
 
-async def test_where_all_are_being_answered_the_next_is_told_to_come_back(
-    served: Served, connect: Connect, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("path", "shape"),
+    [("/v1/completions", "openai"), ("/api/generate", "ollama"), ("/v1/messages", "anthropic")],
+)
+async def test_where_all_are_being_answered_the_next_is_told_to_come_back_in_its_dialect(
+    served: Served, connect: Connect, monkeypatch: pytest.MonkeyPatch, path: str, shape: str
 ) -> None:
     monkeypatch.setattr(connection, "MOST_CONNECTIONS", 1)
     gate = Gate(served.generator, 1)
@@ -180,11 +184,11 @@ async def test_where_all_are_being_answered_the_next_is_told_to_come_back(
     busy_writer.write(request("/v1/completions", {**FEW, "stream": True}))
     assert b" 200 " in await busy.readline()
     reader, writer = await connect()
-    writer.write(request("/v1/completions", FEW))
+    writer.write(request(path, FEW))
     head, _, body = (await rest(reader)).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 503 ")
     assert b"retry-after: 5" in head
-    assert json.loads(body)["error"]["type"] == "server_error"
+    assert shape_of(json.loads(body)) == shape
     gate.allow(100)
     assert b"[DONE]" in await busy.readuntil(b"[DONE]")
 
