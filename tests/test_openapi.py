@@ -13,7 +13,7 @@ from unloaded import client_of, unloaded_app
 from cake.api.openai.requests import ChatRequest, CompletionRequest
 
 MODEL = "some <b>/model"
-NO_OPERATIONS = {"/", "/openapi.json", "/docs"}  # for people, and this itself
+NO_OPERATIONS = {"/", "/favicon.ico", "/openapi.json", "/docs"}  # for people, and this itself
 ERRORS = {"Ollama": "OllamaError", "Anthropic": "AnthropicError"}
 WITHOUT_END = {"meta", "link", "img"}
 
