@@ -12,6 +12,7 @@ from pydantic import Discriminator, Field, Tag, WithJsonSchema, field_validator,
 from cake.api.bodies import (
     ANY_OBJECT,
     MOST_LOGPROBS,
+    QUESTION,
     WHOLE,
     Bias,
     Body,
@@ -64,7 +65,6 @@ Called = Annotated[
     WithJsonSchema({"type": "object", "required": ["function"], "properties": {"function": CALLED}}),
 ]
 Prompt = str | Annotated[list[Index], Field(min_length=1)]
-QUESTION = [{"role": "user", "content": "Hello!"}]
 
 
 class StreamOptions(Body):
