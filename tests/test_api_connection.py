@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 from http_served import Gate, Served, request, serving_http, shape_of, until
 
-from cake.api import connection, server
+from cake.api import answering, connection, server
 from cake.errors import NodeError
 
 MANY = {"model": "tiny", "prompt": [1, 2, 3], "max_tokens": 500, "logprobs": 5, "n": 4, "stream": True}
@@ -225,11 +225,25 @@ async def test_a_stream_that_fails_says_so_and_does_not_look_whole(
     async def fail(*arguments: object) -> None:
         raise NodeError("worker 'w0' failed: it is out of memory")
 
-    monkeypatch.setattr(served.generator.pipeline, "choose", fail)
-    answer = await served.client.post("/v1/completions", json={**FEW, "stream": True})
-    assert answer.status_code == 200
-    *_, last = answer.text.strip().split("\n\n")
+    gate = Gate(served.generator, 1)
+    async with served.client.stream("POST", "/v1/completions", json={**FEW, "stream": True}) as stream:
+        assert stream.status_code == 200
+        monkeypatch.setattr(served.generator.pipeline, "choose", fail)
+        gate.allow(1)
+        *_, last = [line async for line in stream.aiter_lines() if line]
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "worker_lost"
-    assert "[DONE]" not in answer.text
-    answer = await served.client.post("/v1/completions", json=FEW)
-    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+    for changes in ({}, {"stream": True}):
+        answer = await served.client.post("/v1/completions", json={**FEW, **changes})
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+
+
+async def test_a_stream_whose_first_token_takes_long_begins_without_it(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "QUIET_S", 0)
+    gate = Gate(served.generator, 0)
+    async with served.client.stream("POST", "/v1/completions", json={**FEW, "stream": True}) as stream:
+        assert stream.status_code == 200
+        assert served.generator.figures.tokens == 0
+        gate.allow(100)
+        assert [line async for line in stream.aiter_lines() if line][-1] == "data: [DONE]"
