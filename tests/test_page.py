@@ -122,6 +122,23 @@ def test_an_answer_streams_and_is_kept_and_asked_for_again(page: Any) -> None:
     assert page.inner_text("#messages .assistant .body") == answer
 
 
+def test_a_conversation_is_listed_at_once_and_keeps_what_has_come_when_the_page_is_left(page: Any) -> None:
+    ask(page, "Tell me a very long story about the sea.")
+    assert page.inner_text("#conversations [aria-current]").startswith("Tell me a very long story")
+    page.wait_for_selector("#messages .assistant .body:not(:empty)")
+    come = page.inner_text("#messages .assistant .body")
+    page.reload()
+    page.wait_for_selector("#messages .assistant")
+    assert page.inner_text("#messages .assistant .body").startswith(come)
+    assert "broken off" in page.inner_text("#messages .assistant .note")
+    assert page.locator("#messages .fault").count() == 0
+    assert page.locator("#conversations li").count() == 1
+    page.click("text=Retry")
+    page.wait_for_selector("#stop:visible")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#messages .note:has-text('stopped')")
+
+
 def test_an_answer_is_stopped_by_keyboard_and_the_question_edited(page: Any) -> None:
     answer = ask(page, "Tell me a very long story about the sea.").locator(".body")
     page.wait_for_selector("#messages .assistant .body:not(:empty)")

@@ -1,14 +1,17 @@
 // The chat: asks the server, shows the answer as it comes, and keeps the conversation.
 
-import { begin, conversations, forget, keep, keepSettings, settings, titleOf } from "./conversations.js";
+import { begin, conversations, forget, keep, keepSettings, save, settings, titleOf } from "./conversations.js";
 import { button, element, written } from "./elements.js";
 import { events, fetched } from "./server.js";
 
+const SAVE_MS = 1000; // between one saving of an answer that is coming and the next
+const BROKEN_OFF = "broken off"; // what is known of an answer whose end never came
 const $ = (selector) => document.querySelector(selector);
 let conversation = conversations[0] ?? begin();
 let running = null; // the AbortController of the answer that is coming
 let model = "";
 let lost = []; // names of nodes that are not there
+let left = false; // the page is, which ends what it has asked for
 
 /** Make the chat ready, for the model of this name. */
 export function openChat(name) {
@@ -22,6 +25,8 @@ export function openChat(name) {
   };
   document.addEventListener("keydown", (key) => { if (key.key === "Escape") running?.abort(); });
   $("#stop").onclick = () => running?.abort();
+  addEventListener("pagehide", () => { left = true; if (running) save(); });
+  addEventListener("pageshow", () => { left = false; });
   $("#new").onclick = () => change(begin());
   const list = $("#show-conversations");
   list.onclick = () => list.setAttribute("aria-expanded", $("#conversations").classList.toggle("open"));
@@ -47,35 +52,42 @@ function send() {
 /** Ask for an answer to the conversation as it stands. */
 async function answer() {
   const asked = conversation, begun = performance.now();
-  const said = { role: "assistant", content: "", note: "" };
+  const said = { role: "assistant", content: "", note: BROKEN_OFF };
   const messages = asked.messages.map(({ role, content }) => ({ role, content }));
   if (settings.system) messages.unshift({ role: "system", content: settings.system });
   asked.messages.push(said);
+  keep(asked);
+  showConversations();
   setRunning(new AbortController());
   const { system, ...sampling } = settings;
   const body = JSON.stringify({ model, messages, stream: true, stream_options: { include_usage: true }, ...sampling });
   showMessages();
   const { signal } = running;
-  let first = 0, n_tokens = 0;
+  let first = 0, n_tokens = 0, saved = begun, ending = BROKEN_OFF;
   try {
     const options = { method: "POST", headers: { "Content-Type": "application/json" }, body, signal };
     for await (const event of events(await fetched("/v1/chat/completions", options))) {
       if (event.error) throw new Error(event.error.message);
       const text = event.choices[0]?.delta.content;
       if (text) { first ||= performance.now(); n_tokens += 1; said.content += text; showLast(asked); }
+      if (performance.now() - saved > SAVE_MS) { save(); saved = performance.now(); }
+      if (event.choices[0]?.finish_reason) ending = "";
       if (event.usage) n_tokens = event.usage.completion_tokens;
     }
   } catch (error) {
-    if (signal.aborted) said.note = "stopped · ";
-    else said.fault = error.message;
+    if (signal.aborted) ending = "stopped";
+    else if (!left) said.fault = error.message;
+    if (said.fault && !first) ending = ""; // nothing had begun
   }
+  const notes = ending ? [ending] : [];
   if (first) {
     const rate = (n_tokens - 1) / ((performance.now() - first) / 1000);
-    said.note += `${n_tokens} tokens · ${n_tokens > 1 ? rate.toFixed(1) : "–"} tokens/s · first after ${Math.round(first - begun)} ms`;
+    notes.push(`${n_tokens} tokens`, `${n_tokens > 1 ? rate.toFixed(1) : "–"} tokens/s`,
+      `first after ${Math.round(first - begun)} ms`);
   }
+  said.note = notes.join(" · ");
   setRunning(null);
-  keep(asked);
-  showConversations();
+  save();
   if (asked === conversation) showMessages();
 }
 
@@ -121,10 +133,10 @@ function showLast(asked) {
 }
 
 function messageElement(message, at) {
-  const last = at === conversation.messages.length - 1;
+  const comes = running && at === conversation.messages.length - 1;
   const body = element("div", { className: "body" }, ...written(message.content));
-  if (running && last) body.classList.add("waiting");
-  const note = element("div", { className: "note" }, message.note ?? "");
+  if (comes) body.classList.add("waiting");
+  const note = element("div", { className: "note" }, comes ? "" : message.note ?? "");
   if (!running && message.role === "assistant") note.append(button("Retry", () => again(at)));
   if (!running && message.role === "user") note.append(button("Edit", () => edit(at)));
   const parts = [element("span", { className: "unseen" }, message.role === "user" ? "You: " : "Answer: "), body];
