@@ -139,6 +139,43 @@ def test_a_conversation_is_listed_at_once_and_keeps_what_has_come_when_the_page_
     page.wait_for_selector("#messages .note:has-text('stopped')")
 
 
+def test_a_deleted_conversation_can_be_had_back_by_keyboard(page: Any) -> None:
+    kept = [
+        {"id": title, "messages": [{"role": "user", "content": title}]} for title in ("One", "Two", "Three")
+    ]
+    page.evaluate("kept => localStorage.setItem('cake.conversations', kept)", json.dumps(kept))
+    page.reload()
+    titles = page.locator("#conversations li")
+    page.focus("[aria-label='Delete Two']")
+    page.keyboard.press("Enter")
+    assert titles.all_inner_texts() == ["One\n×", "Deleted: Two\nUndo", "Three\n×"]
+    page.keyboard.press("Enter")  # the focus is on what takes it back
+    assert titles.all_inner_texts() == ["One\n×", "Two\n×", "Three\n×"]
+    assert page.evaluate("document.activeElement.textContent") == "Two"
+    page.click("[aria-label='Delete One']")  # which is open
+    assert page.inner_text("#messages").startswith("Ask")
+    page.click("text=Undo")
+    assert page.inner_text("#messages .user .body") == "One"
+    page.click("[aria-label='Delete Three']")
+    page.click("[aria-label='Delete One']")
+    assert titles.all_inner_texts() == ["Deleted: One\nUndo", "Two\n×"]
+    page.click("text=New chat")
+    assert titles.all_inner_texts() == ["Two\n×"]
+    page.reload()
+    page.wait_for_selector("#conversations li")
+    assert titles.all_inner_texts() == ["Two\n×"]
+
+
+def test_a_conversation_that_is_deleted_while_it_is_answered_stays_away(page: Any) -> None:
+    ask(page, "Tell me a very long story about the sea.")
+    page.wait_for_selector("#messages .assistant .body:not(:empty)")
+    page.click("[aria-label^='Delete Tell me']")
+    page.wait_for_selector("#send:visible")
+    assert page.locator("#conversations li:not(.deleted)").count() == 0
+    page.click("text=Undo")
+    assert "stopped" in page.inner_text("#messages .assistant .note")
+
+
 def test_an_answer_is_stopped_by_keyboard_and_the_question_edited(page: Any) -> None:
     answer = ask(page, "Tell me a very long story about the sea.").locator(".body")
     page.wait_for_selector("#messages .assistant .body:not(:empty)")

@@ -1,7 +1,8 @@
 // The chat: asks the server, shows the answer as it comes, and keeps the conversation.
 
-import { begin, conversations, forget, keep, keepSettings, save, settings, titleOf } from "./conversations.js";
+import { begin, conversations, keep, keepSettings, save, settings } from "./conversations.js";
 import { button, element, written } from "./elements.js";
+import { settleDeletion, showConversations } from "./list.js";
 import { events, fetched } from "./server.js";
 
 const SAVE_MS = 1000; // between one saving of an answer that is coming and the next
@@ -16,8 +17,7 @@ let left = false; // the page is, which ends what it has asked for
 /** Make the chat ready, for the model of this name. */
 export function openChat(name) {
   model = name;
-  showConversations();
-  showMessages();
+  show(conversation);
   readSettings();
   $("#ask").onsubmit = (submitted) => { submitted.preventDefault(); send(); };
   $("#question").onkeydown = (key) => {
@@ -27,9 +27,8 @@ export function openChat(name) {
   $("#stop").onclick = () => running?.abort();
   addEventListener("pagehide", () => { left = true; if (running) save(); });
   addEventListener("pageshow", () => { left = false; });
-  $("#new").onclick = () => change(begin());
-  const list = $("#show-conversations");
-  list.onclick = () => list.setAttribute("aria-expanded", $("#conversations").classList.toggle("open"));
+  $("#new").onclick = () => open(begin());
+  $("#show-conversations").onclick = () => showList(!$("#conversations").classList.contains("open"));
   $("#show-settings").onclick = () => showSettings($("#settings").hidden);
   $("#hide-settings").onclick = () => showSettings(false);
 }
@@ -57,7 +56,8 @@ async function answer() {
   if (settings.system) messages.unshift({ role: "system", content: settings.system });
   asked.messages.push(said);
   keep(asked);
-  showConversations();
+  settleDeletion();
+  showConversations(asked, { open, show });
   setRunning(new AbortController());
   const { system, ...sampling } = settings;
   const body = JSON.stringify({ model, messages, stream: true, stream_options: { include_usage: true }, ...sampling });
@@ -98,23 +98,25 @@ function setRunning(controller) {
   showLost(lost);
 }
 
-function change(other) {
-  running?.abort();
-  conversation = other;
-  $("#conversations").classList.remove("open");
-  showConversations();
-  showMessages();
+/** Go on with another conversation, as the person wants. */
+function open(other) {
+  settleDeletion();
+  show(other);
+  showList(false);
   $("#question").focus();
 }
 
-function showConversations() {
-  $("#conversations ul").replaceChildren(...conversations.map((each) => {
-    const open = button(titleOf(each), () => change(each));
-    if (each === conversation) open.setAttribute("aria-current", "true");
-    const drop = button("×", () => { forget(each); if (each === conversation) change(begin()); else showConversations(); },
-      { ariaLabel: `Delete ${titleOf(each)}` });
-    return element("li", {}, open, drop);
-  }));
+function show(other) {
+  if (other !== conversation) running?.abort();
+  conversation = other;
+  showConversations(conversation, { open, show });
+  showMessages();
+}
+
+/** On a narrow screen the list is there when it is wanted. */
+function showList(wanted) {
+  $("#conversations").classList.toggle("open", wanted);
+  $("#show-conversations").setAttribute("aria-expanded", wanted);
 }
 
 function showMessages() {

@@ -20,15 +20,23 @@ export function keep(conversation) {
   save();
 }
 
-/** Keep no longer what was kept of a conversation. */
+/** Keep a conversation no longer; where it stood. */
 export function forget(conversation) {
-  drop(conversation);
+  const at = drop(conversation);
+  save();
+  return at;
+}
+
+/** Keep one again that was forgotten, where it stood. */
+export function restore(conversation, at) {
+  conversations.splice(at, 0, conversation);
   save();
 }
 
 function drop(conversation) {
   const at = conversations.indexOf(conversation);
   if (at >= 0) conversations.splice(at, 1);
+  return at;
 }
 
 /** Keep what is kept as it is now, as far as there is room. */
