@@ -148,7 +148,7 @@ def test_a_deleted_conversation_can_be_had_back_by_keyboard(page: Any) -> None:
     titles = page.locator("#conversations li")
     page.focus("[aria-label='Delete Two']")
     page.keyboard.press("Enter")
-    assert titles.all_inner_texts() == ["One\n×", "Deleted: Two\nUndo", "Three\n×"]
+    assert titles.all_inner_texts() == ["One\n×", "Two\nUndo", "Three\n×"]
     page.keyboard.press("Enter")  # the focus is on what takes it back
     assert titles.all_inner_texts() == ["One\n×", "Two\n×", "Three\n×"]
     assert page.evaluate("document.activeElement.textContent") == "Two"
@@ -158,7 +158,7 @@ def test_a_deleted_conversation_can_be_had_back_by_keyboard(page: Any) -> None:
     assert page.inner_text("#messages .user .body") == "One"
     page.click("[aria-label='Delete Three']")
     page.click("[aria-label='Delete One']")
-    assert titles.all_inner_texts() == ["Deleted: One\nUndo", "Two\n×"]
+    assert titles.all_inner_texts() == ["One\nUndo", "Two\n×"]
     page.click("text=New chat")
     assert titles.all_inner_texts() == ["Two\n×"]
     page.reload()
@@ -174,6 +174,49 @@ def test_a_conversation_that_is_deleted_while_it_is_answered_stays_away(page: An
     assert page.locator("#conversations li:not(.deleted)").count() == 0
     page.click("text=Undo")
     assert "stopped" in page.inner_text("#messages .assistant .note")
+
+
+def keep_a_long_talk(page: Any) -> None:
+    said = [{"role": "assistant", "content": "The sea is large. " * 200}]
+    page.evaluate(
+        "kept => localStorage.setItem('cake.conversations', kept)",
+        json.dumps([{"id": "1", "messages": said}]),
+    )
+    page.reload()
+    page.wait_for_selector("#messages .assistant")
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_no_line_is_cut_at_the_edges_of_the_messages(page: Any, size: Any) -> None:
+    page.set_viewport_size(size)
+    keep_a_long_talk(page)
+    place = page.locator("#messages").bounding_box()
+    top, bottom = place["y"], place["y"] + place["height"] - 1
+    strips = [{"x": place["x"], "y": y, "width": place["width"] - 20, "height": 1} for y in (top, bottom)]
+    show = "shown => { document.querySelector('#messages > li').style.visibility = shown; }"
+    for scrolled in range(200, 224, 6):  # of a line's height
+        page.evaluate("top => { document.querySelector('#messages').scrollTop = top; }", scrolled)
+        with_text = [page.screenshot(clip=strip) for strip in strips]
+        page.evaluate(show, "hidden")
+        assert with_text == [page.screenshot(clip=strip) for strip in strips]
+        page.evaluate(show, "visible")
+
+
+def test_the_end_of_the_messages_stays_in_view_while_the_question_grows(page: Any) -> None:
+    page.set_viewport_size(NARROW)
+    keep_a_long_talk(page)
+    in_two_frames = """() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {
+      const list = document.querySelector("#messages");
+      done([list.scrollTop, list.scrollHeight - list.scrollTop - list.clientHeight]);
+    })))"""
+    page.fill("#question", "a\n" * 8)
+    _, from_end = page.evaluate(in_two_frames)
+    assert from_end < 1
+    page.evaluate("document.querySelector('#messages').scrollTop = 100")
+    page.evaluate(in_two_frames)
+    page.fill("#question", "")
+    from_top, _ = page.evaluate(in_two_frames)
+    assert from_top == 100
 
 
 def test_an_answer_is_stopped_by_keyboard_and_the_question_edited(page: Any) -> None:

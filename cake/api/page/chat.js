@@ -13,12 +13,15 @@ let running = null; // the AbortController of the answer that is coming
 let model = "";
 let lost = []; // names of nodes that are not there
 let left = false; // the page is, which ends what it has asked for
+let follows = true; // the end of the messages is in view, and is to stay there
 
 /** Make the chat ready, for the model of this name. */
 export function openChat(name) {
   model = name;
   show(conversation);
   readSettings();
+  $("#messages").onscroll = () => { follows = isAtEnd(); };
+  new ResizeObserver(() => { if (follows) scrollToEnd(); }).observe($("#messages"));
   $("#ask").onsubmit = (submitted) => { submitted.preventDefault(); send(); };
   $("#question").onkeydown = (key) => {
     if (key.key === "Enter" && !key.shiftKey && !key.isComposing) { key.preventDefault(); send(); }
@@ -123,15 +126,24 @@ function showMessages() {
   const shown = conversation.messages.map(messageElement);
   if (!shown.length) shown.push(element("li", { className: "welcome" }, "Ask, and your devices answer together."));
   $("#messages").replaceChildren(...shown);
+  scrollToEnd();
+}
+
+function isAtEnd() {
+  const { scrollHeight, scrollTop, clientHeight } = $("#messages");
+  return scrollHeight - scrollTop - clientHeight < 80;
+}
+
+function scrollToEnd() {
   $("#messages").scrollTop = $("#messages").scrollHeight;
 }
 
 /** Show only the last message anew: it is the one that grows. */
 function showLast(asked) {
   if (asked !== conversation) return;
-  const list = $("#messages"), follows = list.scrollHeight - list.scrollTop - list.clientHeight < 80;
-  list.lastElementChild.replaceWith(messageElement(asked.messages.at(-1), asked.messages.length - 1));
-  if (follows) list.scrollTop = list.scrollHeight;
+  const wasAtEnd = isAtEnd();
+  $("#messages").lastElementChild.replaceWith(messageElement(asked.messages.at(-1), asked.messages.length - 1));
+  if (wasAtEnd) scrollToEnd();
 }
 
 function messageElement(message, at) {

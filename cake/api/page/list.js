@@ -40,5 +40,5 @@ function deletedItem(current, { show }) {
     show(wasOpen ? conversation : current);
     list.children[at].querySelector("button").focus();
   }, { ariaLabel: `Undo deleting ${title}` });
-  return element("li", { className: "deleted" }, element("span", {}, `Deleted: ${title}`), undo);
+  return element("li", { className: "deleted" }, element("del", {}, title), undo);
 }
