@@ -1,23 +1,19 @@
 """The page in a real browser, over a real cluster of two workers, one of which is killed and comes back."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from chromium import launched, needs_chromium
 from conftest import CakeProcess
 from real_processes import GREEDY, start_workers
 
-CHROMIUM = shutil.which("chromium")
 WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 SCRIPT = "<script>alert(1)</script>"
 
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here"),
-    pytest.mark.xdist_group("page"),  # one browser, one cluster
-]
+pytestmark = [needs_chromium, pytest.mark.xdist_group("page")]  # one browser, one cluster
 
 # The contrast of each text with the nearest ground behind it, as WCAG 2 reckons it, where it is below 4.5.
 FAINT_TEXTS = """() => {
@@ -53,14 +49,14 @@ class Running(NamedTuple):
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Two real workers, and a server."""
+    """Two real workers, and a server that has the last blocks."""
     started: list[CakeProcess] = []
 
     def start(*arguments: object) -> CakeProcess:
         started.append(CakeProcess(*arguments))
         return started[-1]
 
-    served = start_workers(start, tmp_path_factory.mktemp("page"), "0-14", "15-29")
+    served = start_workers(start, tmp_path_factory.mktemp("page"), "0-14", "15-24")
     server = start("--topology", served.topology, "--api", "127.0.0.1:0", "--context", 1024, *GREEDY)
     hosts = [node["host"] for node in json.loads(served.topology.read_text()).values()]
 
@@ -79,9 +75,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with launched() as browser:
+        yield browser
 
 
 @pytest.fixture
@@ -315,7 +310,9 @@ def test_a_killed_worker_is_shown_at_once_and_its_answer_goes_on_when_it_is_back
     page.click("nav >> text=Cluster")
     page.wait_for_selector(".node.lost:has-text('worker1')")
     assert page.locator("#pipeline .cells i").count() == 30
-    assert page.locator(".node.lost.active").count() == 0
+    assert page.locator(".node.active").count() == 0
+    arrows = page.locator("#pipeline .arrow").all_inner_texts()
+    assert [text.strip() for text in arrows] == ["waits", "waits for worker1", "waits"]
     cluster.start_again(1)
     page.wait_for_selector("#log:has-text('worker1 has what it lacked')", timeout=60_000)
     happened = [line.split("worker1 ")[1] for line in page.locator("#log li").all_inner_texts()]
@@ -334,23 +331,6 @@ def test_a_killed_worker_is_shown_at_once_and_its_answer_goes_on_when_it_is_back
     page.wait_for_selector("#stop:visible")
     page.wait_for_selector("#messages .assistant .note:has-text('120 tokens')")
     assert answer.inner_text() == with_loss
-
-
-def test_more_than_four_stages_have_lines_of_their_own(page: Any) -> None:
-    """Shown in place of a cluster of a master and six workers."""
-    stages = [{"node": f"node{i}", "span": [5 * i, 5 * i + 5], "compute_ms": 1.0 + i} for i in range(6)]
-    drawn = page.evaluate(
-        """async (stages) => {
-          const { chart } = await import("/page/chart.js");
-          const lines = stages.map(({ node, compute_ms }) => [node, [[-10, compute_ms], [0, compute_ms]]]);
-          const shown = [...chart(30, Object.fromEntries(lines)).querySelectorAll("polyline")];
-          return shown.map((line) => line.getAttribute("class"));
-        }""",
-        stages,
-    )
-    lines, legend = drawn[:6], drawn[6:]
-    assert len(set(lines)) == 6
-    assert lines == legend
 
 
 def test_what_is_important_and_code_within_a_line_are_shown_as_such(page: Any) -> None:
