@@ -104,3 +104,31 @@ def test_more_than_four_stages_have_lines_of_their_own(page: Any) -> None:
     lines, legend = drawn[:6], drawn[6:]
     assert len(set(lines)) == 6
     assert lines == legend
+
+
+NOTES = """async ([steps, nTokens]) => {
+  const { Pace } = await import("/page/pace.js");
+  const pace = new Pace(0);
+  for (const at of steps) at === "lost" ? pace.interrupt() : pace.piece(at);
+  return pace.notes(nTokens ?? undefined).join(" · ");
+}"""
+
+
+@pytest.mark.parametrize(
+    ("steps", "n_tokens", "notes"),
+    [
+        ([], None, ""),
+        ([90], None, "1 token · – tokens/s · first after 90 ms"),
+        ([90, 190, 290], None, "3 tokens · 10.0 tokens/s · first after 90 ms"),
+        ([90, 190, 290], 5, "5 tokens · 20.0 tokens/s · first after 90 ms"),
+        ([90, 190, "lost", 60_190, 60_290], None, "4 tokens · 10.0 tokens/s · first after 90 ms"),
+        ([90, 190, "lost"], None, "2 tokens · 10.0 tokens/s · first after 90 ms"),
+        (["lost", 9_000, 9_100], None, "2 tokens · 10.0 tokens/s · first after 9000 ms"),
+        ([90, "lost", 9_000], None, "2 tokens · – tokens/s · first after 90 ms"),
+    ],
+    ids=str,
+)
+def test_the_time_an_answer_waited_for_a_lost_worker_does_not_make_it_slow(
+    page: Any, steps: list[Any], n_tokens: int | None, notes: str
+) -> None:
+    assert page.evaluate(NOTES, [steps, n_tokens]) == notes

@@ -3,6 +3,7 @@
 import { begin, conversations, keep, keepSettings, save, settings } from "./conversations.js";
 import { button, element, written } from "./elements.js";
 import { settleDeletion, showConversations } from "./list.js";
+import { Pace } from "./pace.js";
 import { events, fetched } from "./server.js";
 
 const SAVE_MS = 1000; // between one saving of an answer that is coming and the next
@@ -10,6 +11,7 @@ const BROKEN_OFF = "broken off"; // what is known of an answer whose end never c
 const $ = (selector) => document.querySelector(selector);
 let conversation = conversations[0] ?? begin();
 let running = null; // the AbortController of the answer that is coming
+let pace = new Pace(); // of that answer
 let model = "";
 let lost = []; // names of nodes that are not there
 let left = false; // the page is, which ends what it has asked for
@@ -36,8 +38,9 @@ export function openChat(name) {
   $("#hide-settings").onclick = () => showSettings(false);
 }
 
-/** Say under an answer that is coming what it may wait for. */
-export function showLost(names) {
+/** Say under an answer that is coming what it may wait for: nodes that are lost, and such as catch up. */
+export function showDelay(names, replaying) {
+  if (replaying.length || names.some((name) => !lost.includes(name))) pace.interrupt();
   lost = names;
   const text = running && lost.length ? `${lost.join(", ")} lost: the answer goes on with whoever serves its blocks next.` : "";
   if ($("#delay").textContent !== text) $("#delay").textContent = text;
@@ -53,7 +56,8 @@ function send() {
 
 /** Ask for an answer to the conversation as it stands. */
 async function answer() {
-  const asked = conversation, begun = performance.now();
+  const asked = conversation;
+  pace = new Pace();
   const said = { role: "assistant", content: "", note: BROKEN_OFF };
   const messages = asked.messages.map(({ role, content }) => ({ role, content }));
   if (settings.system) messages.unshift({ role: "system", content: settings.system });
@@ -66,13 +70,13 @@ async function answer() {
   const body = JSON.stringify({ model, messages, stream: true, stream_options: { include_usage: true }, ...sampling });
   showMessages();
   const { signal } = running;
-  let first = 0, n_tokens = 0, saved = begun, ending = BROKEN_OFF;
+  let n_tokens, saved = performance.now(), ending = BROKEN_OFF;
   try {
     const options = { method: "POST", headers: { "Content-Type": "application/json" }, body, signal };
     for await (const event of events(await fetched("/v1/chat/completions", options))) {
       if (event.error) throw new Error(event.error.message);
       const text = event.choices[0]?.delta.content;
-      if (text) { first ||= performance.now(); n_tokens += 1; said.content += text; showLast(asked); }
+      if (text) { pace.piece(); said.content += text; showLast(asked); }
       if (performance.now() - saved > SAVE_MS) { save(); saved = performance.now(); }
       if (event.choices[0]?.finish_reason) ending = "";
       if (event.usage) n_tokens = event.usage.completion_tokens;
@@ -80,15 +84,9 @@ async function answer() {
   } catch (error) {
     if (signal.aborted) ending = "stopped";
     else if (!left) said.fault = error.message;
-    if (said.fault && !first) ending = ""; // nothing had begun
+    if (said.fault && !said.content) ending = ""; // nothing had begun
   }
-  const notes = ending ? [ending] : [];
-  if (first) {
-    const rate = (n_tokens - 1) / ((performance.now() - first) / 1000);
-    notes.push(`${n_tokens} tokens`, `${n_tokens > 1 ? rate.toFixed(1) : "–"} tokens/s`,
-      `first after ${Math.round(first - begun)} ms`);
-  }
-  said.note = notes.join(" · ");
+  said.note = [...(ending ? [ending] : []), ...pace.notes(n_tokens)].join(" · ");
   setRunning(null);
   save();
   if (asked === conversation) showMessages();
@@ -98,7 +96,7 @@ function setRunning(controller) {
   running = controller;
   $("#stop").hidden = !running;
   $("#send").hidden = Boolean(running);
-  showLost(lost);
+  showDelay(lost, []);
 }
 
 /** Go on with another conversation, as the person wants. */
