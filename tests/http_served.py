@@ -82,3 +82,10 @@ def message_in(body: Any) -> str:
     """The words of an error, wherever a dialect has them."""
     error: Any = body["error"]
     return str(error if isinstance(error, str) else error["message"])
+
+
+def shape_of(body: Any) -> str:
+    """In which dialect an error is told."""
+    if isinstance(body["error"], str):
+        return "ollama"
+    return "anthropic" if body.get("type") == "error" else "openai"

@@ -265,6 +265,20 @@ def test_who_does_not_know_the_key_is_turned_away(api_url: str, model: str) -> N
     assert httpx2.get(f"{api_url}/health").json()["model"] == model
 
 
+def test_the_examples_of_the_description_are_answered(api_url: str) -> None:
+    paths = httpx2.get(f"{api_url}/openapi.json").json()["paths"]
+    examples = {
+        path: methods["post"]["requestBody"]["content"]["application/json"]["example"]
+        for path, methods in paths.items()
+        if "post" in methods
+    }
+    assert len(examples) == 8
+    for path, example in examples.items():
+        answer = httpx2.post(f"{api_url}{path}", json=example, headers={"x-api-key": API_KEY}, timeout=60)
+        assert answer.status_code == 200, path
+        assert '"error"' not in answer.text
+
+
 def test_what_is_not_there_is_said_in_openais_shape(api_url: str) -> None:
     answer = httpx2.get(f"{api_url}/v1/nothing")
     assert answer.status_code == 404

@@ -102,6 +102,8 @@ async def test_the_page_needs_no_key_and_loads_nothing_from_elsewhere(served: Se
     for path in ("main.js", "style.css", "cake.svg"):
         assert (await served.client.get(f"/page/{path}", headers={"Authorization": ""})).status_code == 200
     assert (await served.client.get("/page/../app.py")).status_code == 404
+    icon = await served.client.get("/favicon.ico", headers={"Authorization": ""})
+    assert (icon.status_code, icon.headers["Content-Type"]) == (200, "image/svg+xml")
 
 
 async def test_streams_end_with_the_view_so_that_a_server_need_not_wait(served: Served) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from http_served import Gate, Served, request, serving_http, until
+from http_served import Gate, Served, request, serving_http, shape_of, until
 
-from cake.api import connection, server
+from cake.api import answering, connection, server
 from cake.errors import NodeError
 
 MANY = {"model": "tiny", "prompt": [1, 2, 3], "max_tokens": 500, "logprobs": 5, "n": 4, "stream": True}
@@ -171,8 +171,12 @@ async def test_who_has_kept_the_server_waiting_longest_gives_way(
     assert (await second[0].readline()).startswith(b"HTTP/1.1 ")
 
 
-async def test_where_all_are_being_answered_the_next_is_told_to_come_back(
-    served: Served, connect: Connect, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("path", "shape"),
+    [("/v1/completions", "openai"), ("/api/generate", "ollama"), ("/v1/messages", "anthropic")],
+)
+async def test_where_all_are_being_answered_the_next_is_told_to_come_back_in_its_dialect(
+    served: Served, connect: Connect, monkeypatch: pytest.MonkeyPatch, path: str, shape: str
 ) -> None:
     monkeypatch.setattr(connection, "MOST_CONNECTIONS", 1)
     gate = Gate(served.generator, 1)
@@ -180,11 +184,11 @@ async def test_where_all_are_being_answered_the_next_is_told_to_come_back(
     busy_writer.write(request("/v1/completions", {**FEW, "stream": True}))
     assert b" 200 " in await busy.readline()
     reader, writer = await connect()
-    writer.write(request("/v1/completions", FEW))
+    writer.write(request(path, FEW))
     head, _, body = (await rest(reader)).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 503 ")
     assert b"retry-after: 5" in head
-    assert json.loads(body)["error"]["type"] == "server_error"
+    assert shape_of(json.loads(body)) == shape
     gate.allow(100)
     assert b"[DONE]" in await busy.readuntil(b"[DONE]")
 
@@ -221,11 +225,25 @@ async def test_a_stream_that_fails_says_so_and_does_not_look_whole(
     async def fail(*arguments: object) -> None:
         raise NodeError("worker 'w0' failed: it is out of memory")
 
-    monkeypatch.setattr(served.generator.pipeline, "choose", fail)
-    answer = await served.client.post("/v1/completions", json={**FEW, "stream": True})
-    assert answer.status_code == 200
-    *_, last = answer.text.strip().split("\n\n")
+    gate = Gate(served.generator, 1)
+    async with served.client.stream("POST", "/v1/completions", json={**FEW, "stream": True}) as stream:
+        assert stream.status_code == 200
+        monkeypatch.setattr(served.generator.pipeline, "choose", fail)
+        gate.allow(1)
+        *_, last = [line async for line in stream.aiter_lines() if line]
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "worker_lost"
-    assert "[DONE]" not in answer.text
-    answer = await served.client.post("/v1/completions", json=FEW)
-    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+    for changes in ({}, {"stream": True}):
+        answer = await served.client.post("/v1/completions", json={**FEW, **changes})
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+
+
+async def test_a_stream_whose_first_token_takes_long_begins_without_it(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "QUIET_S", 0)
+    gate = Gate(served.generator, 0)
+    async with served.client.stream("POST", "/v1/completions", json={**FEW, "stream": True}) as stream:
+        assert stream.status_code == 200
+        assert served.generator.figures.tokens == 0
+        gate.allow(100)
+        assert [line async for line in stream.aiter_lines() if line][-1] == "data: [DONE]"

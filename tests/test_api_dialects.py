@@ -74,6 +74,8 @@ class Scripted:
             yield Piece(5, text)
         if self.for_ever:
             await self._wait()
+        if self.error is not None and not self.says:
+            raise self.error
         yield Piece(5, self.says[-1], "stop" if self.error is None else None)
         if self.error is not None:
             raise self.error
@@ -273,9 +275,25 @@ async def test_an_error_amid_a_stream_ends_it(served: Served, asking: Asking) ->
 
 @all_dialects
 @whole_or_not
-async def test_a_client_that_leaves_ends_its_answer(served: Served, asking: Asking, stream: bool) -> None:
+async def test_an_error_before_the_first_token_has_a_status_of_its_own(
+    served: Served, asking: Asking, stream: bool
+) -> None:
+    served.generator.says, served.generator.error = (), NodeLostError("worker 'pc' is gone")
     path, body = asking
-    served.generator.for_ever = True
+    answer = await served.http.post(path, json={**body, "stream": stream})
+    assert (answer.status_code, message_in(answer.json())) == (503, "worker 'pc' is gone")
+    assert answer.headers["content-type"] == "application/json"
+    assert int(answer.headers["Retry-After"]) > 0
+
+
+@all_dialects
+@whole_or_not
+@pytest.mark.parametrize("says", [("Hel", "lo"), ("lo",)], ids=["amid", "before"])
+async def test_a_client_that_leaves_ends_its_answer(
+    served: Served, asking: Asking, stream: bool, says: Sequence[str]
+) -> None:
+    path, body = asking
+    served.generator.for_ever, served.generator.says = True, says
     arriving = [{"type": "http.request", "body": json.dumps({**body, "stream": stream}).encode()}]
 
     async def receive() -> dict[str, Any]:

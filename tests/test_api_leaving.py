@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 from conftest import CakeProcess
-from http_served import Gate, Served, serving_http
+from http_served import Gate, Served, serving_http, shape_of
 
 FEW = {"model": "tiny", "prompt": [1, 2, 3], "max_tokens": 8}
 STORY = {"messages": [{"role": "user", "content": "Tell a long story."}], "stream": True}
@@ -32,6 +32,9 @@ async def test_what_was_begun_is_answered_and_others_are_told_to_come_back(serve
         refused = await served.client.post("/v1/completions", json=FEW)
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
         assert refused.json()["error"]["code"] == "leaving"
+        for path, shape in (("/api/chat", "ollama"), ("/v1/messages", "anthropic")):
+            refused = await served.client.post(path, json=FEW)
+            assert (refused.status_code, shape_of(refused.json())) == (503, shape)
         assert not served.task.done()
         gate.allow(100)
         assert [line async for line in lines if line][-1] == "data: [DONE]"

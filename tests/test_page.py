@@ -1,23 +1,19 @@
 """The page in a real browser, over a real cluster of two workers, one of which is killed and comes back."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from chromium import launched, needs_chromium
 from conftest import CakeProcess
 from real_processes import GREEDY, start_workers
 
-CHROMIUM = shutil.which("chromium")
 WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 SCRIPT = "<script>alert(1)</script>"
 
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here"),
-    pytest.mark.xdist_group("page"),  # one browser, one cluster
-]
+pytestmark = [needs_chromium, pytest.mark.xdist_group("page")]  # one browser, one cluster
 
 # The contrast of each text with the nearest ground behind it, as WCAG 2 reckons it, where it is below 4.5.
 FAINT_TEXTS = """() => {
@@ -53,14 +49,14 @@ class Running(NamedTuple):
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Two real workers, and a server."""
+    """Two real workers, and a server that has the last blocks."""
     started: list[CakeProcess] = []
 
     def start(*arguments: object) -> CakeProcess:
         started.append(CakeProcess(*arguments))
         return started[-1]
 
-    served = start_workers(start, tmp_path_factory.mktemp("page"), "0-14", "15-29")
+    served = start_workers(start, tmp_path_factory.mktemp("page"), "0-14", "15-24")
     server = start("--topology", served.topology, "--api", "127.0.0.1:0", "--context", 1024, *GREEDY)
     hosts = [node["host"] for node in json.loads(served.topology.read_text()).values()]
 
@@ -79,9 +75,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with launched() as browser:
+        yield browser
 
 
 @pytest.fixture
@@ -122,6 +117,103 @@ def test_an_answer_streams_and_is_kept_and_asked_for_again(page: Any) -> None:
     assert page.inner_text("#messages .assistant .body") == answer
 
 
+def test_a_conversation_is_listed_at_once_and_keeps_what_has_come_when_the_page_is_left(page: Any) -> None:
+    ask(page, "Tell me a very long story about the sea.")
+    assert page.inner_text("#conversations [aria-current]").startswith("Tell me a very long story")
+    page.wait_for_selector("#messages .assistant .body:not(:empty)")
+    come = page.inner_text("#messages .assistant .body")
+    page.reload()
+    page.wait_for_selector("#messages .assistant")
+    assert page.inner_text("#messages .assistant .body").startswith(come)
+    assert "broken off" in page.inner_text("#messages .assistant .note")
+    assert page.locator("#messages .fault").count() == 0
+    assert page.locator("#conversations li").count() == 1
+    page.click("text=Retry")
+    page.wait_for_selector("#stop:visible")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#messages .note:has-text('stopped')")
+
+
+def test_a_deleted_conversation_can_be_had_back_by_keyboard(page: Any) -> None:
+    kept = [
+        {"id": title, "messages": [{"role": "user", "content": title}]} for title in ("One", "Two", "Three")
+    ]
+    page.evaluate("kept => localStorage.setItem('cake.conversations', kept)", json.dumps(kept))
+    page.reload()
+    titles = page.locator("#conversations li")
+    page.focus("[aria-label='Delete Two']")
+    page.keyboard.press("Enter")
+    assert titles.all_inner_texts() == ["One\n×", "Two\nUndo", "Three\n×"]
+    page.keyboard.press("Enter")  # the focus is on what takes it back
+    assert titles.all_inner_texts() == ["One\n×", "Two\n×", "Three\n×"]
+    assert page.evaluate("document.activeElement.textContent") == "Two"
+    page.click("[aria-label='Delete One']")  # which is open
+    assert page.inner_text("#messages").startswith("Ask")
+    page.click("text=Undo")
+    assert page.inner_text("#messages .user .body") == "One"
+    page.click("[aria-label='Delete Three']")
+    page.click("[aria-label='Delete One']")
+    assert titles.all_inner_texts() == ["One\nUndo", "Two\n×"]
+    page.click("text=New chat")
+    assert titles.all_inner_texts() == ["Two\n×"]
+    page.reload()
+    page.wait_for_selector("#conversations li")
+    assert titles.all_inner_texts() == ["Two\n×"]
+
+
+def test_a_conversation_that_is_deleted_while_it_is_answered_stays_away(page: Any) -> None:
+    ask(page, "Tell me a very long story about the sea.")
+    page.wait_for_selector("#messages .assistant .body:not(:empty)")
+    page.click("[aria-label^='Delete Tell me']")
+    page.wait_for_selector("#send:visible")
+    assert page.locator("#conversations li:not(.deleted)").count() == 0
+    page.click("text=Undo")
+    assert "stopped" in page.inner_text("#messages .assistant .note")
+
+
+def keep_a_long_talk(page: Any) -> None:
+    said = [{"role": "assistant", "content": "The sea is large. " * 200}]
+    page.evaluate(
+        "kept => localStorage.setItem('cake.conversations', kept)",
+        json.dumps([{"id": "1", "messages": said}]),
+    )
+    page.reload()
+    page.wait_for_selector("#messages .assistant")
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_no_line_is_cut_at_the_edges_of_the_messages(page: Any, size: Any) -> None:
+    page.set_viewport_size(size)
+    keep_a_long_talk(page)
+    place = page.locator("#messages").bounding_box()
+    top, bottom = place["y"], place["y"] + place["height"] - 1
+    strips = [{"x": place["x"], "y": y, "width": place["width"] - 20, "height": 1} for y in (top, bottom)]
+    show = "shown => { document.querySelector('#messages > li').style.visibility = shown; }"
+    for scrolled in range(200, 224, 6):  # of a line's height
+        page.evaluate("top => { document.querySelector('#messages').scrollTop = top; }", scrolled)
+        with_text = [page.screenshot(clip=strip) for strip in strips]
+        page.evaluate(show, "hidden")
+        assert with_text == [page.screenshot(clip=strip) for strip in strips]
+        page.evaluate(show, "visible")
+
+
+def test_the_end_of_the_messages_stays_in_view_while_the_question_grows(page: Any) -> None:
+    page.set_viewport_size(NARROW)
+    keep_a_long_talk(page)
+    in_two_frames = """() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {
+      const list = document.querySelector("#messages");
+      done([list.scrollTop, list.scrollHeight - list.scrollTop - list.clientHeight]);
+    })))"""
+    page.fill("#question", "a\n" * 8)
+    _, from_end = page.evaluate(in_two_frames)
+    assert from_end < 1
+    page.evaluate("document.querySelector('#messages').scrollTop = 100")
+    page.evaluate(in_two_frames)
+    page.fill("#question", "")
+    from_top, _ = page.evaluate(in_two_frames)
+    assert from_top == 100
+
+
 def test_an_answer_is_stopped_by_keyboard_and_the_question_edited(page: Any) -> None:
     answer = ask(page, "Tell me a very long story about the sea.").locator(".body")
     page.wait_for_selector("#messages .assistant .body:not(:empty)")
@@ -132,6 +224,11 @@ def test_an_answer_is_stopped_by_keyboard_and_the_question_edited(page: Any) -> 
     page.click("text=Edit")
     assert page.input_value("#question").startswith("Tell me")
     assert page.locator("#messages .assistant").count() == 0
+
+
+def test_the_settings_promise_the_same_text_for_the_same_seed_as_far_as_it_goes(page: Any) -> None:
+    page.click("text=Settings")
+    assert "in bfloat16 but for rounding" in page.inner_text("#settings label:has([name=seed])")
 
 
 def test_what_looks_like_html_is_text(page: Any) -> None:
@@ -213,7 +310,9 @@ def test_a_killed_worker_is_shown_at_once_and_its_answer_goes_on_when_it_is_back
     page.click("nav >> text=Cluster")
     page.wait_for_selector(".node.lost:has-text('worker1')")
     assert page.locator("#pipeline .cells i").count() == 30
-    assert page.locator(".node.lost.active").count() == 0
+    assert page.locator(".node.active").count() == 0
+    arrows = page.locator("#pipeline .arrow").all_inner_texts()
+    assert [text.strip() for text in arrows] == ["waits", "waits for worker1", "waits"]
     cluster.start_again(1)
     page.wait_for_selector("#log:has-text('worker1 has what it lacked')", timeout=60_000)
     happened = [line.split("worker1 ")[1] for line in page.locator("#log li").all_inner_texts()]
@@ -232,23 +331,6 @@ def test_a_killed_worker_is_shown_at_once_and_its_answer_goes_on_when_it_is_back
     page.wait_for_selector("#stop:visible")
     page.wait_for_selector("#messages .assistant .note:has-text('120 tokens')")
     assert answer.inner_text() == with_loss
-
-
-def test_more_than_four_stages_have_lines_of_their_own(page: Any) -> None:
-    """Shown in place of a cluster of a master and six workers."""
-    stages = [{"node": f"node{i}", "span": [5 * i, 5 * i + 5], "compute_ms": 1.0 + i} for i in range(6)]
-    drawn = page.evaluate(
-        """async (stages) => {
-          const { chart } = await import("/page/chart.js");
-          const lines = stages.map(({ node, compute_ms }) => [node, [[-10, compute_ms], [0, compute_ms]]]);
-          const shown = [...chart(30, Object.fromEntries(lines)).querySelectorAll("polyline")];
-          return shown.map((line) => line.getAttribute("class"));
-        }""",
-        stages,
-    )
-    lines, legend = drawn[:6], drawn[6:]
-    assert len(set(lines)) == 6
-    assert lines == legend
 
 
 def test_what_is_important_and_code_within_a_line_are_shown_as_such(page: Any) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -11,8 +11,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from cake.api.errors import ApiError, api_error
 from cake.api.service import Service
 from cake.api.task import Delta, Task
+from cake.tasks import end
 
 T = TypeVar("T")
+QUIET_S = 5.0  # after which a stream begins without a token: clients give up who hear nothing for long
 
 
 class Shape(Protocol):
@@ -40,7 +42,7 @@ async def answered(request: Request, service: Service, task: Task, shape: Shape,
     """The response to a request whose body has been read and understood."""
     if stream:
         pieces = _pieces(service, task, shape)
-        first = await anext(pieces)  # where there is no room, that is said instead of a stream
+        first = await _unless_gone(request, anext(pieces))  # or why there is none, instead of a stream
         return StreamingResponse(_begun(first, pieces), media_type=shape.media_type)
     return JSONResponse(shape.whole(task, await _unless_gone(request, _whole(service, task))))
 
@@ -54,9 +56,9 @@ async def _whole(service: Service, task: Task) -> list[list[Delta]]:
     return answers
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
     """What the work comes to; it ends when the client leaves. The request's body must have been read."""
-    working = asyncio.create_task(work)
+    working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(request.receive())  # nothing else can come now
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -70,16 +72,29 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _pieces(service: Service, task: Task, shape: Shape) -> AsyncGenerator[str, None]:
-    """What is sent. A client that leaves ends the iteration, and so the answers."""
+    """What is sent, beginning when there is a token, or when none has come for a while.
+
+    An error before that is raised, as it can still be told as a status. A client that leaves ends the
+    iteration, and so the answers.
+    """
     with service.room():
-        yield shape.begin(task)
-        try:
-            async with contextlib.aclosing(service.answers(task)) as parts:
-                async for number, part in parts:
-                    yield shape.part(number, part)
-            yield shape.end(task)
-        except Exception as error:
-            yield shape.failed(api_error(error))
+        async with contextlib.aclosing(service.answers(task)) as parts:
+            coming = asyncio.ensure_future(anext(parts, None))
+            try:
+                await asyncio.wait({coming}, timeout=QUIET_S)
+                if coming.done():
+                    coming.result()
+                yield shape.begin(task)
+                try:
+                    numbered = await coming
+                    while numbered is not None:
+                        yield shape.part(*numbered)
+                        numbered = await anext(parts, None)
+                    yield shape.end(task)
+                except Exception as error:
+                    yield shape.failed(api_error(error))
+            finally:
+                await end([coming])
 
 
 async def _begun(first: str, pieces: AsyncGenerator[str, None]) -> AsyncIterator[str]:

@@ -56,6 +56,7 @@ Tool = Annotated[
 Bias = Annotated[Finite, Field(ge=-100, le=100)]
 MOST_LOGPROBS = 20
 NO_PREFIX = "an answer that goes on from the assistant's last message is not supported"
+QUESTION = [{"role": "user", "content": "Hello!"}]  # an example of messages
 ANY_OBJECT: dict[str, Any] = {"type": "object"}  # as a JSON schema
 
 

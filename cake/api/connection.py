@@ -13,7 +13,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cake.api.errors import ApiError
-from cake.api.openai.shapes import error_body
+from cake.api.gate import refusing
 
 MOST_CONNECTIONS = 512
 ASK_S = 60.0  # for a request with its body, from the connection's beginning or the end of the answer before
@@ -23,9 +23,12 @@ LEAST_TAKEN = 1 << 14  # bytes, where so many wait for it
 SEND_BUFFER = 1 << 16  # bytes that the system keeps for it; beyond them the answer waits
 
 TOO_MANY = ApiError(
-    503, f"there are {MOST_CONNECTIONS} connections, as many as there may be", "overloaded", "server_error"
-).response(error_body)
-TOO_MANY.headers["Connection"] = "close"
+    503,
+    f"there are {MOST_CONNECTIONS} connections, as many as there may be",
+    "overloaded",
+    "server_error",
+    closes=True,
+)
 
 
 class ClientConnection(H11Protocol):
@@ -43,7 +46,7 @@ class ClientConnection(H11Protocol):
         transport.set_write_buffer_limits(high=0)  # the application waits while anything waits for the client
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         if len(self.connections) > MOST_CONNECTIONS and not self._another_gives_way():
-            self.app = TOO_MANY
+            self.app = refusing(self.app, TOO_MANY)
         self._await_request()
 
     def connection_lost(self, exc: Exception | None) -> None:

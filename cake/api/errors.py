@@ -32,16 +32,24 @@ class ApiError(Exception):
     """An answer of another status than 200."""
 
     def __init__(
-        self, status: int, message: str, code: str | None = None, kind: Kind = "invalid_request_error"
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        kind: Kind = "invalid_request_error",
+        closes: bool = False,
     ) -> None:
+        """With `closes` the connection ends with it."""
         super().__init__(message)
-        self.status, self.code, self.kind = status, code, kind
+        self.status, self.code, self.kind, self.closes = status, code, kind, closes
 
     def response(self, error_body: "ErrorBody") -> JSONResponse:
         """The HTTP response that says it."""
         headers = {"Retry-After": str(RETRY_AFTER_S)} if self.status == 503 else {}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
+        if self.closes:
+            headers["Connection"] = "close"
         return JSONResponse(error_body(self), self.status, headers)
 
 

@@ -1,4 +1,5 @@
-"""The gate before all routes: who is turned away for what a browser says of him, and what browsers are told.
+"""The gate before all routes: who is turned away for what a browser says of him, or because there is no room,
+and what browsers are told.
 
 https://fetch.spec.whatwg.org/#http-cors-protocol
 """
@@ -15,6 +16,16 @@ from cake.api.origins import ANY, Origins
 
 Refusal = Callable[[Request, ApiError], Response]  # what tells a client of it, in the client's dialect
 REMEMBER_S = 600
+REFUSED = "cake.refused"  # in a request's scope: the error with which it is turned away
+
+
+def refusing(app: ASGIApp, error: ApiError) -> ASGIApp:
+    """An application that has a gate, but turning everybody away."""
+
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, REFUSED: error}, receive, send)
+
+    return refuse
 
 
 class Gate:
@@ -37,31 +48,30 @@ class Gate:
                 MutableHeaders(scope=message).update(told)
             await send(message)
 
-        try:
-            self._check(headers.get("Host", "").lower(), origin)
-        except ApiError as error:
-            await self._refusal(Request(scope), error)(scope, receive, send_told)
-            return
-        if scope["method"] == "OPTIONS" and "Access-Control-Request-Method" in headers:
+        refused = scope.get(REFUSED) or self._refused(headers.get("Host", "").lower(), origin)
+        if refused is not None:
+            await self._refusal(Request(scope), refused)(scope, receive, send_told)
+        elif scope["method"] == "OPTIONS" and "Access-Control-Request-Method" in headers:
             await self._allowed(headers)(scope, receive, send_told)
         else:
             await self._app(scope, receive, send_told)
 
-    def _check(self, host: str, origin: str) -> None:
-        """Raise `ApiError` for who may not ask. Programs say no origin, and old ones no host."""
+    def _refused(self, host: str, origin: str) -> ApiError | None:
+        """What is told to who may not ask. Programs say no origin, and old ones no host."""
         if host and not self._origins.answer_to(host):
-            raise ApiError(
+            return ApiError(
                 421,
                 f"this server does not answer to {host!r}: ask for it by its address, or start it with "
                 f"--api-key, or with --api-origin http://{host}",
                 "unknown_host",
             )
         if origin and not self._origins.may_ask(origin, host):
-            raise ApiError(
+            return ApiError(
                 403,
                 "pages of other origins may not ask here, unless --api-origin names theirs",
                 "foreign_origin",
             )
+        return None
 
     def _told(self, origin: str) -> dict[str, str]:
         """What lets a page read the answer, and keeps caches from giving it to other pages."""

@@ -86,7 +86,7 @@ def _contents(operations: Sequence[tuple[str, Json]]) -> str:
 
 def _operation(name: str, operation: Json, with_key: bool) -> str:
     body = operation.get("requestBody", {}).get("content", {}).get("application/json")
-    asked = f"<p>Body: {_kind(body['schema'])}{_example(body)}</p>" if body else ""
+    asked = f"<p>Body: {_kind(body['schema'])}, such as {_example(body)}</p>" if body else ""
     key = "<p>Needs no key.</p>" if with_key and operation.get("security") == [] else ""
     answers = "".join(_answer(*each) for each in operation["responses"].items())
     return (
@@ -96,9 +96,7 @@ def _operation(name: str, operation: Json, with_key: bool) -> str:
 
 
 def _example(body: Json) -> str:
-    if "example" not in body:
-        return ""
-    return f", such as <code>{escape(json.dumps(body['example'], ensure_ascii=False))}</code>"
+    return f"<code>{escape(json.dumps(body['example'], ensure_ascii=False))}</code>"
 
 
 def _answer(status: str, answer: Json) -> str:

@@ -133,7 +133,10 @@ def _operation(endpoint: Endpoint, about: About, path: str, types: _Types, with_
         said["parameters"] = parameters
     if endpoint.body is not None:
         content = {
-            "application/json": {"schema": types.body(endpoint.body), **_example(endpoint.body, types)}
+            "application/json": {
+                "schema": types.body(endpoint.body),
+                "example": _example(endpoint.body, types),
+            }
         }
         said["requestBody"] = {"required": True, "content": content}
     if not about.needs_key:
@@ -152,9 +155,9 @@ def _operation(endpoint: Endpoint, about: About, path: str, types: _Types, with_
 
 
 def _example(body: type[BaseModel], types: _Types) -> Json:
-    """What a request may bring, where the body's fields say it."""
+    """What a request may bring: the model that is served, and what the body's fields say."""
     said = {name: field.examples[0] for name, field in body.model_fields.items() if field.examples}
-    return {"example": {"model": types.named["ModelName"]["enum"][0], **said}} if said else {}
+    return {"model": types.named["ModelName"]["enum"][0], **said}
 
 
 def _content(about: About, types: _Types) -> Json:

@@ -28,8 +28,12 @@ async def _index(request: Request) -> Response:
     return FileResponse(FOLDER / "index.html", headers=HEADERS)
 
 
+async def _icon(request: Request) -> Response:
+    return FileResponse(FOLDER / "cake.svg", headers=HEADERS)
+
+
 def page_routes(described: Mapping[str, Any]) -> list[BaseRoute]:
-    """`/` and what it loads, and the API's description, for people too.
+    """`/` and what it loads, the icon that browsers ask for, and the API's description, for people too.
 
     They tell nothing of the cluster, so they need no key.
     """
@@ -43,6 +47,7 @@ def page_routes(described: Mapping[str, Any]) -> list[BaseRoute]:
 
     return [
         Route("/", _index),
+        Route("/favicon.ico", _icon),
         Route("/openapi.json", openapi),
         Route("/docs", docs),
         Mount("/page", StaticFiles(directory=FOLDER)),

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cake.api.connection import KEEP_ALIVE_S, ClientConnection
 from cake.api.errors import ApiError
-from cake.api.openai.shapes import error_body
+from cake.api.gate import refusing
 from cake.api.origins import Names
 from cake.errors import CakeError
 from cake.topology import format_address, parse_address
@@ -24,21 +24,19 @@ log = logging.getLogger(__name__)
 DRAIN_S = 30.0  # for what is being answered when the server is told to end
 LAST_BYTES_S = 5  # for clients to take the ends of their answers
 
-LEAVING = ApiError(
-    503, "this server is about to end; ask again when it is back", "leaving", "server_error"
-).response(error_body)
+LEAVING = ApiError(503, "this server is about to end; ask again when it is back", "leaving", "server_error")
 
 
 class Door:
     """Lets requests in until it is shut; who asks for an answer then is told to come back."""
 
     def __init__(self, app: ASGIApp) -> None:
-        self._app, self.shut = app, False
+        self._app, self._refusal, self.shut = app, refusing(app, LEAVING), False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         refuses = self.shut and scope["method"] == "POST"
-        await (LEAVING if refuses else self._app)(scope, receive, send)
+        await (self._refusal if refuses else self._app)(scope, receive, send)
 
 
 class _Server(uvicorn.Server):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from cake.api.bodies import NO_PREFIX, Body, Finite, Index, ModelName, Natural, No, Stops, ToolName
+from cake.api.bodies import NO_PREFIX, QUESTION, Body, Finite, Index, ModelName, Natural, No, Stops, ToolName
 from cake.api.task import Asked
 from cake.tools import Offer, read_offer
 
@@ -207,7 +207,7 @@ class Prompt(Body):
     """What answers and counts of tokens are made of: `POST /v1/messages/count_tokens`."""
 
     model: ModelName
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, examples=[QUESTION])]
     system: Text | None = None
     tools: list[Tool] | None = None
     tool_choice: Annotated[Free | AnyTool | NamedTool, Field(discriminator="type")] | None = None
@@ -237,7 +237,7 @@ class Prompt(Body):
 class MessagesRequest(Prompt):
     """`POST /v1/messages`."""
 
-    max_tokens: Natural
+    max_tokens: Annotated[Natural, Field(examples=[100])]
     stream: bool = False
     stop_sequences: Stops | None = None
     temperature: Annotated[Finite, Field(ge=0, le=1)] | None = None

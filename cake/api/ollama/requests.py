@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_
 from cake.api.bodies import (
     ANY_OBJECT,
     NO_PREFIX,
+    QUESTION,
     WHOLE,
     Body,
     Finite,
@@ -29,7 +30,8 @@ from cake.api.task import Asked
 from cake.tools import Offer, read_offer
 
 Name = ModelName | Annotated[str, Field(pattern="^.+:latest$")]  # Ollama's way to say a version
-ABOUT_FIELDS = {"default", "description"}  # what a schema says beside what may be there
+NameOrNone = Name | Literal[""]
+ABOUT_FIELDS = {"default", "description", "examples"}  # what a schema says beside what may be there
 ALL_TOKENS = 1 << 30  # more than any context holds
 
 
@@ -166,7 +168,7 @@ class Message(OllamaBody):
 class ChatRequest(Generated):
     """`POST /api/chat`."""
 
-    messages: list[Message] = Field(default_factory=list)  # none: only load the model
+    messages: list[Message] = Field(default_factory=list, examples=[QUESTION])  # none: only load the model
     tools: Sequence[Tool] | None = None
 
     @model_validator(mode="after")
@@ -184,7 +186,7 @@ class ChatRequest(Generated):
 class GenerateRequest(Generated):
     """`POST /api/generate`."""
 
-    prompt: str = ""  # none: only load the model
+    prompt: Annotated[str, Field(examples=["Hello!"])] = ""  # none: only load the model
     system: str = ""
     raw: bool = False  # no chat template: the prompt as it is
 
@@ -198,6 +200,6 @@ class GenerateRequest(Generated):
 class ShowRequest(OllamaBody):
     """`POST /api/show`."""
 
-    model: Name = ""
-    name: Name = ""  # as older clients call it
+    model: NameOrNone = ""
+    name: NameOrNone = ""  # as older clients call it
     verbose: bool = False  # there is no more to tell

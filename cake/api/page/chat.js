@@ -1,36 +1,46 @@
 // The chat: asks the server, shows the answer as it comes, and keeps the conversation.
 
-import { begin, conversations, forget, keep, keepSettings, settings, titleOf } from "./conversations.js";
+import { begin, conversations, keep, keepSettings, save, settings } from "./conversations.js";
 import { button, element, written } from "./elements.js";
+import { settleDeletion, showConversations } from "./list.js";
+import { Pace } from "./pace.js";
 import { events, fetched } from "./server.js";
 
+const SAVE_MS = 1000; // between one saving of an answer that is coming and the next
+const BROKEN_OFF = "broken off"; // what is known of an answer whose end never came
 const $ = (selector) => document.querySelector(selector);
 let conversation = conversations[0] ?? begin();
 let running = null; // the AbortController of the answer that is coming
+let pace = new Pace(); // of that answer
 let model = "";
 let lost = []; // names of nodes that are not there
+let left = false; // the page is, which ends what it has asked for
+let follows = true; // the end of the messages is in view, and is to stay there
 
 /** Make the chat ready, for the model of this name. */
 export function openChat(name) {
   model = name;
-  showConversations();
-  showMessages();
+  show(conversation);
   readSettings();
+  $("#messages").onscroll = () => { follows = isAtEnd(); };
+  new ResizeObserver(() => { if (follows) scrollToEnd(); }).observe($("#messages"));
   $("#ask").onsubmit = (submitted) => { submitted.preventDefault(); send(); };
   $("#question").onkeydown = (key) => {
     if (key.key === "Enter" && !key.shiftKey && !key.isComposing) { key.preventDefault(); send(); }
   };
   document.addEventListener("keydown", (key) => { if (key.key === "Escape") running?.abort(); });
   $("#stop").onclick = () => running?.abort();
-  $("#new").onclick = () => change(begin());
-  const list = $("#show-conversations");
-  list.onclick = () => list.setAttribute("aria-expanded", $("#conversations").classList.toggle("open"));
+  addEventListener("pagehide", () => { left = true; if (running) save(); });
+  addEventListener("pageshow", () => { left = false; });
+  $("#new").onclick = () => open(begin());
+  $("#show-conversations").onclick = () => showList(!$("#conversations").classList.contains("open"));
   $("#show-settings").onclick = () => showSettings($("#settings").hidden);
   $("#hide-settings").onclick = () => showSettings(false);
 }
 
-/** Say under an answer that is coming what it may wait for. */
-export function showLost(names) {
+/** Say under an answer that is coming what it may wait for: nodes that are lost, and such as catch up. */
+export function showDelay(names, replaying) {
+  if (replaying.length || names.some((name) => !lost.includes(name))) pace.interrupt();
   lost = names;
   const text = running && lost.length ? `${lost.join(", ")} lost: the answer goes on with whoever serves its blocks next.` : "";
   if ($("#delay").textContent !== text) $("#delay").textContent = text;
@@ -46,36 +56,39 @@ function send() {
 
 /** Ask for an answer to the conversation as it stands. */
 async function answer() {
-  const asked = conversation, begun = performance.now();
-  const said = { role: "assistant", content: "", note: "" };
+  const asked = conversation;
+  pace = new Pace();
+  const said = { role: "assistant", content: "", note: BROKEN_OFF };
   const messages = asked.messages.map(({ role, content }) => ({ role, content }));
   if (settings.system) messages.unshift({ role: "system", content: settings.system });
   asked.messages.push(said);
+  keep(asked);
+  settleDeletion();
+  showConversations(asked, { open, show });
   setRunning(new AbortController());
   const { system, ...sampling } = settings;
   const body = JSON.stringify({ model, messages, stream: true, stream_options: { include_usage: true }, ...sampling });
   showMessages();
   const { signal } = running;
-  let first = 0, n_tokens = 0;
+  let n_tokens, saved = performance.now(), ending = BROKEN_OFF;
   try {
     const options = { method: "POST", headers: { "Content-Type": "application/json" }, body, signal };
     for await (const event of events(await fetched("/v1/chat/completions", options))) {
       if (event.error) throw new Error(event.error.message);
       const text = event.choices[0]?.delta.content;
-      if (text) { first ||= performance.now(); n_tokens += 1; said.content += text; showLast(asked); }
+      if (text) { pace.piece(); said.content += text; showLast(asked); }
+      if (performance.now() - saved > SAVE_MS) { save(); saved = performance.now(); }
+      if (event.choices[0]?.finish_reason) ending = "";
       if (event.usage) n_tokens = event.usage.completion_tokens;
     }
   } catch (error) {
-    if (signal.aborted) said.note = "stopped · ";
-    else said.fault = error.message;
+    if (signal.aborted) ending = "stopped";
+    else if (!left) said.fault = error.message;
+    if (said.fault && !said.content) ending = ""; // nothing had begun
   }
-  if (first) {
-    const rate = (n_tokens - 1) / ((performance.now() - first) / 1000);
-    said.note += `${n_tokens} tokens · ${n_tokens > 1 ? rate.toFixed(1) : "–"} tokens/s · first after ${Math.round(first - begun)} ms`;
-  }
+  said.note = [...(ending ? [ending] : []), ...pace.notes(n_tokens)].join(" · ");
   setRunning(null);
-  keep(asked);
-  showConversations();
+  save();
   if (asked === conversation) showMessages();
 }
 
@@ -83,48 +96,59 @@ function setRunning(controller) {
   running = controller;
   $("#stop").hidden = !running;
   $("#send").hidden = Boolean(running);
-  showLost(lost);
+  showDelay(lost, []);
 }
 
-function change(other) {
-  running?.abort();
-  conversation = other;
-  $("#conversations").classList.remove("open");
-  showConversations();
-  showMessages();
+/** Go on with another conversation, as the person wants. */
+function open(other) {
+  settleDeletion();
+  show(other);
+  showList(false);
   $("#question").focus();
 }
 
-function showConversations() {
-  $("#conversations ul").replaceChildren(...conversations.map((each) => {
-    const open = button(titleOf(each), () => change(each));
-    if (each === conversation) open.setAttribute("aria-current", "true");
-    const drop = button("×", () => { forget(each); if (each === conversation) change(begin()); else showConversations(); },
-      { ariaLabel: `Delete ${titleOf(each)}` });
-    return element("li", {}, open, drop);
-  }));
+function show(other) {
+  if (other !== conversation) running?.abort();
+  conversation = other;
+  showConversations(conversation, { open, show });
+  showMessages();
+}
+
+/** On a narrow screen the list is there when it is wanted. */
+function showList(wanted) {
+  $("#conversations").classList.toggle("open", wanted);
+  $("#show-conversations").setAttribute("aria-expanded", wanted);
 }
 
 function showMessages() {
   const shown = conversation.messages.map(messageElement);
   if (!shown.length) shown.push(element("li", { className: "welcome" }, "Ask, and your devices answer together."));
   $("#messages").replaceChildren(...shown);
+  scrollToEnd();
+}
+
+function isAtEnd() {
+  const { scrollHeight, scrollTop, clientHeight } = $("#messages");
+  return scrollHeight - scrollTop - clientHeight < 80;
+}
+
+function scrollToEnd() {
   $("#messages").scrollTop = $("#messages").scrollHeight;
 }
 
 /** Show only the last message anew: it is the one that grows. */
 function showLast(asked) {
   if (asked !== conversation) return;
-  const list = $("#messages"), follows = list.scrollHeight - list.scrollTop - list.clientHeight < 80;
-  list.lastElementChild.replaceWith(messageElement(asked.messages.at(-1), asked.messages.length - 1));
-  if (follows) list.scrollTop = list.scrollHeight;
+  const wasAtEnd = isAtEnd();
+  $("#messages").lastElementChild.replaceWith(messageElement(asked.messages.at(-1), asked.messages.length - 1));
+  if (wasAtEnd) scrollToEnd();
 }
 
 function messageElement(message, at) {
-  const last = at === conversation.messages.length - 1;
+  const comes = running && at === conversation.messages.length - 1;
   const body = element("div", { className: "body" }, ...written(message.content));
-  if (running && last) body.classList.add("waiting");
-  const note = element("div", { className: "note" }, message.note ?? "");
+  if (comes) body.classList.add("waiting");
+  const note = element("div", { className: "note" }, comes ? "" : message.note ?? "");
   if (!running && message.role === "assistant") note.append(button("Retry", () => again(at)));
   if (!running && message.role === "user") note.append(button("Edit", () => edit(at)));
   const parts = [element("span", { className: "unseen" }, message.role === "user" ? "You: " : "Answer: "), body];

@@ -2,6 +2,7 @@
 
 import { chart } from "./chart.js";
 import { element } from "./elements.js";
+import { apart, wayOf } from "./way.js";
 
 const KEPT_S = 300;
 const SHORTEST_S = 30;
@@ -21,45 +22,13 @@ export function showCluster(snapshot) {
   showCharts(snapshot);
 }
 
-function showPipeline({ nodes, pipeline }) {
-  const named = new Map(nodes.map((node) => [node.name, node]));
-  const [master] = nodes, busy = pipeline.some((stage) => stage.active);
-  const way = [nodeElement(master, master.spans, busy)];
-  for (const stage of pipeline) {
-    way.push(arrow(stage), nodeElement(named.get(stage.node), [stage.span], stage.active));
-  }
-  if (pipeline.at(-1)?.node !== master.name) {
-    way.push(element("li", { className: busy ? "arrow active" : "arrow" }, "back to the master"));
-  }
-  $("#pipeline").replaceChildren(...way);
-  const used = new Set([master.name, ...pipeline.map((stage) => stage.node)]);
-  const apart = nodes.filter((node) => !used.has(node.name));
-  $("#apart").hidden = apart.length === 0;
-  $("#apart ul").replaceChildren(...apart.map((node) => nodeElement(node, node.spans, false)));
-}
-
-function nodeElement(node, spans, active) {
-  const mark = element("span", { className: "mark" }, node.state);
-  const cells = element("div", { className: "cells" }, ...node.holds.map((part) => element("b", {}, part)));
-  for (const [begin, end] of spans) {
-    for (let block = begin; block < end; block += 1) cells.append(element("i", { title: `block ${block}` }));
-  }
-  const blocks = spans.filter(([begin, end]) => end > begin).map(([begin, end]) => `${begin}–${end - 1}`).join(", ");
-  const lit = active && node.state !== "lost";
-  const memory = node.memory_total === null ? "memory unknown" : `memory ${bytes(node.memory_used)} of ${bytes(node.memory_total)}`;
-  return element("li", { className: `node ${node.state}${lit ? " active" : ""}` },
-    element("h3", {}, node.name, mark),
-    element("p", {}, [node.device, node.dtype].filter(Boolean).join(" · ") || "unknown device"),
-    element("p", {}, node.address ?? "this server"),
-    cells,
-    element("p", {}, blocks ? `blocks ${blocks}` : "no blocks"),
-    element("p", {}, memory));
-}
-
-function arrow(stage) {
-  const told = stage.compute_ms === null ? ["idle"] : [
-    `${number(stage.network_ms, 2)} ms way`, `${number(stage.compute_ms, 2)} ms work`, `${number(stage.bytes_per_s / 1e6, 2)} MB/s`];
-  return element("li", { className: stage.active ? "arrow active" : "arrow" }, ...told.map((text) => element("div", {}, text)));
+function showPipeline(snapshot) {
+  $("#pipeline").replaceChildren(...wayOf(snapshot));
+  const [master, ...workers] = snapshot.nodes;
+  const used = new Set([master.name, ...snapshot.pipeline.map((stage) => stage.node)]);
+  const others = workers.filter((node) => !used.has(node.name));
+  $("#apart").hidden = others.length === 0;
+  $("#apart ul").replaceChildren(...others.map(apart));
 }
 
 function showRates(rates) {
@@ -100,6 +69,3 @@ function noteState(node, at) {
   $("#log").prepend(element("li", { className: node.state }, time, `${node.name} ${happened(before, node.state)}`));
   while ($("#log").children.length > MOST_LOG_LINES) $("#log").lastElementChild.remove();
 }
-
-const number = (value, digits) => (value === null ? "–" : value.toFixed(digits));
-const bytes = (value) => (value === null ? "–" : value >= 1e9 ? `${(value / 1e9).toFixed(1)} GB` : `${Math.round(value / 1e6)} MB`);

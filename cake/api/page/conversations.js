@@ -13,18 +13,43 @@ export function begin() {
   return { id: crypto.randomUUID?.() ?? String(Math.random()), messages: [] };
 }
 
-/** Keep a conversation as it is now, as the latest one. */
+/** Keep a conversation, as the latest one. */
 export function keep(conversation) {
-  forget(conversation, false);
+  drop(conversation);
   conversations.unshift(conversation);
-  write();
+  save();
 }
 
-/** Drop a conversation. */
-export function forget(conversation, written = true) {
-  const at = conversations.findIndex((each) => each.id === conversation.id);
+/** Keep a conversation no longer; where it stood. */
+export function forget(conversation) {
+  const at = drop(conversation);
+  save();
+  return at;
+}
+
+/** Keep one again that was forgotten, where it stood. */
+export function restore(conversation, at) {
+  conversations.splice(at, 0, conversation);
+  save();
+}
+
+function drop(conversation) {
+  const at = conversations.indexOf(conversation);
   if (at >= 0) conversations.splice(at, 1);
-  if (written) write();
+  return at;
+}
+
+/** Keep what is kept as it is now, as far as there is room. */
+export function save() {
+  for (;;) {
+    try {
+      localStorage.setItem(CONVERSATIONS, JSON.stringify(conversations));
+      return;
+    } catch {
+      if (conversations.length < 2) return;
+      conversations.pop(); // the oldest makes room
+    }
+  }
 }
 
 /** What a conversation is called. */
@@ -35,16 +60,4 @@ export const settings = read(SETTINGS, {});
 
 export function keepSettings() {
   localStorage.setItem(SETTINGS, JSON.stringify(settings));
-}
-
-function write() {
-  for (;;) {
-    try {
-      localStorage.setItem(CONVERSATIONS, JSON.stringify(conversations));
-      return;
-    } catch (full) {
-      if (conversations.length < 2) throw full;
-      conversations.pop(); // the oldest makes room
-    }
-  }
 }

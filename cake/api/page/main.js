@@ -1,6 +1,6 @@
 // The page's two views, and the stream of news that both live on.
 
-import { openChat, showLost } from "./chat.js";
+import { openChat, showDelay } from "./chat.js";
 import { showCluster } from "./cluster.js";
 import { events, fetched } from "./server.js";
 
@@ -24,7 +24,7 @@ function showState(snapshot) {
   let text = `${up} of ${snapshot.nodes.length} nodes up`;
   if (replaying.length) text = `${replaying.join(", ")} catching up`;
   if (lost.length) text = `${lost.join(", ")} lost`;
-  showLost(lost);
+  showDelay(lost, replaying);
   if ($("#state").textContent !== text) $("#state").textContent = text;
 }
 
