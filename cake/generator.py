@@ -62,6 +62,11 @@ class Generator:
         """Whether a batch is on its way through the pipeline."""
         return self._scheduler.busy
 
+    @property
+    def n_groups(self) -> int:
+        """In how many batches the requests that generate travel, if there are enough."""
+        return self._scheduler.n_groups
+
     @functools.cached_property
     def grammars(self) -> Grammars:
         """Reads `SamplingParams.grammar`. The first use may take seconds: not in the event loop."""

@@ -76,6 +76,11 @@ class Scheduler:
         return self._travelling > 0
 
     @property
+    def n_groups(self) -> int:
+        """In how many batches the sessions that generate travel, if there are enough."""
+        return self._groups.number(self._depth)
+
+    @property
     def _depth(self) -> int:
         return self._pipeline.n_stages
 
@@ -179,9 +184,7 @@ class Scheduler:
     @property
     def _at_once(self) -> int:
         """How many batches travel at once."""
-        if self._prompts or self._prompting:
-            return self._depth
-        return self._groups.number(self._depth)
+        return self._depth if self._prompts or self._prompting else self.n_groups
 
     @property
     def _share(self) -> int:

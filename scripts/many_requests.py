@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import psutil
 import torch
 from cluster import worker_processes
-from machine import read_bandwidth
 from trial import CONTEXT, GREEDY, Bench, Outcome, first_token, gaps, generator_over, in_turn, moments
 
 from cake.chunks import CHUNK_BESIDE_OTHERS
@@ -35,19 +34,9 @@ async def eight_requests(bench: Bench, n_tokens: int = 24) -> Outcome:
             return made / (end - begin)
 
         one, eight = await in_turn(bench.runs, lambda: generation(1), lambda: generation(8))
-    measured = f"{one:.1f} tokens/s alone, {eight:.1f} together; "
-    return Outcome("8 requests by one, 2 workers", measured + memory_limit(bench, one), eight / one, bar)
-
-
-def memory_limit(bench: Bench, alone: float) -> str:
-    """How much faster eight requests over two workers could be than one, if memory were all that took time.
-
-    A token alone takes one pass through all weights; eight take two, one for each group of four.
-    """
-    bandwidth = read_bandwidth(2)
-    torch.set_num_threads(1)
-    most = 4 * bandwidth / (bench.weight_bytes + bench.head_bytes)
-    return f"two cores read {bandwidth / 1e9:.1f} GB/s, enough for {most:.1f}: {most / alone:.2f}"
+        n_groups = generator.n_groups
+    measured = f"{one:.1f} tokens/s alone, {eight:.1f} together, in groups: {n_groups}"
+    return Outcome("8 requests by one, 2 workers", measured, eight / one, bar)
 
 
 async def same_texts(bench: Bench, n: int = 24, together: int = 8, n_tokens: int = 48) -> Outcome:

@@ -94,12 +94,6 @@ class Bench:
         stored = sum(map(self.checkpoint.bytes_of, range(self.checkpoint.config.n_blocks)))
         return round(stored * BITS[self.placement.quantize] / BITS["none"])
 
-    @property
-    def head_bytes(self) -> int:
-        """Of the head, as the master keeps it: with eight bits at least."""
-        config, bits = self.checkpoint.config, max(BITS[self.placement.quantize], BITS["int8"])
-        return round(config.vocab_size * config.hidden_size * bits / 8)
-
     def begin(self, pipeline: Pipeline) -> None:
         """A run begins: it is what a trace shows, until another one begins."""
         if self.traces:
