@@ -247,25 +247,6 @@ def test_a_device_that_is_not_here_is_named(cli, folder: Path) -> None:
     check_refusal(cli("--model", folder, "--device", "abacus"), "'abacus'", "present: cpu")
 
 
-def test_chat_and_json_exclude_one_another(cli) -> None:
-    check_refusal(cli("--chat", "--json"), "--chat and --json")
-
-
-def test_a_chat_takes_no_prompt(cli) -> None:
-    check_refusal(cli("--chat", "--prompt", "Hello"), "--chat and --prompt")
-
-
-@pytest.mark.parametrize(
-    ("option", "value"), [("--name", "pc"), ("--address", "a:1"), ("--allow", "::1"), ("--drain", "1")]
-)
-def test_a_master_takes_no_options_of_workers(cli, option: str, value: str) -> None:
-    check_refusal(cli(option, value), f"{option} is for a worker", "--mode worker")
-
-
-def test_only_one_may_guess(cli) -> None:
-    check_refusal(cli("--speculate", "ngram", "--draft-model", "x"), "--speculate ngram and --draft-model")
-
-
 def test_a_draft_model_that_is_not_there(cli, folder: Path) -> None:
     check_refusal(
         cli("--model", folder, "--draft-model", "/no/such/draft"), "no model folder at /no/such/draft"
