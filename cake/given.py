@@ -8,6 +8,7 @@ from click.core import ParameterSource
 
 from cake.errors import CakeError
 from cake.options import ComputeOptions, MasterOptions, SamplingOptions, WorkerOptions
+from cake.topology import parse_address
 
 Given = Mapping[str, Any]
 
@@ -86,10 +87,18 @@ def _compute_options(given: Given) -> ComputeOptions:
     )
 
 
+def _check_address(flag: str, text: str, example: str) -> None:
+    try:
+        parse_address(text, example)
+    except ValueError as error:
+        raise CakeError(f"{flag}: {error}") from error
+
+
 def worker_options(given: Given) -> WorkerOptions:
-    """Of a worker. Raises `CakeError` where `--allow` names no networks."""
+    """Of a worker. Raises `CakeError` where `--address` is none, or `--allow` names no networks."""
     from cake.net.admission import parse_networks
 
+    _check_address("--address", given["address"], "0.0.0.0:10128")
     return WorkerOptions(
         compute=_compute_options(given),
         topology=given["topology"],
@@ -103,9 +112,11 @@ def worker_options(given: Given) -> WorkerOptions:
 
 
 def master_options(given: Given) -> MasterOptions:
-    """Of a master. Raises `CakeError` where `--api-origin` is no origin."""
+    """Of a master. Raises `CakeError` where `--api` is no address, or `--api-origin` no origin."""
     from cake.api.origins import read_origins
 
+    if given["api"] is not None:
+        _check_address("--api", given["api"], "127.0.0.1:8080")
     sampling = SamplingOptions(
         temperature=given["temperature"],
         top_p=given["top_p"],

@@ -146,11 +146,13 @@ def _node(name: str, fields: object) -> Node:
     return Node(name, host, port, spans, str(fields.get("description") or ""), replica)
 
 
-def parse_address(text: object) -> tuple[str, int]:
-    """`host:port` in two; `[...]` around an IPv6 address. Raises `ValueError`."""
+def parse_address(text: object, example: str = "192.168.1.20:10128") -> tuple[str, int]:
+    """`host:port` in two; `[...]` around an IPv6 address. Raises `ValueError` that ends with the example."""
     match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:\[\]]+)):(\d{1,5})", str(text))
-    if match is None or int(match[3]) > 65535:
-        raise ValueError(f"{text!r} is not an address; write host:port, such as 192.168.1.20:10128")
+    if match is None:
+        raise ValueError(f"{text!r} is not an address; write host:port, such as {example}")
+    if int(match[3]) > 65535:
+        raise ValueError(f"{text!r} is not an address: ports end at 65535; write such as {example}")
     return match[1] or match[2], int(match[3])
 
 

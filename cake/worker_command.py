@@ -37,11 +37,7 @@ def run_worker(options: WorkerOptions) -> None:
     release_code_pages()  # a small span weighs less than what importing torch has left
     credentials = None if options.cluster_key is None else new_credentials(options.cluster_key)
     node = load_topology(_topology_file(options)).node(options.name)
-    try:
-        listener = bind(*parse_address(options.address))
-    except ValueError as error:
-        raise CakeError(f"--address: {error}") from error
-    with listener:
+    with bind(*parse_address(options.address)) as listener:
         checkpoint = open_checkpoint(options.compute.model, wanted_by(node))
         _check_blocks(node, checkpoint)
         # Without autograd also in the event loop, which computes a little too.

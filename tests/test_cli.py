@@ -156,10 +156,15 @@ def test_an_address_in_use_is_named(cli, folder: Path, tmp_path: Path) -> None:
         check_refusal(cli("--model", folder, "--api", address), f"--api {address} is in use")
 
 
-def test_a_malformed_address_is_explained(cli, tmp_path: Path) -> None:
-    path = topology_file(tmp_path, TOPOLOGY.format(port=1, layers="0"))
-    result = cli("--mode", "worker", "--topology", path, "--address", "localhost")
-    check_refusal(result, "--address", "write host:port")
+@pytest.mark.parametrize("text", ["localhost", ":", ":8080", "8080", "", "localhost:99999", "::1:8080"])
+def test_a_malformed_address_is_explained_by_a_good_one(cli, text: str) -> None:
+    result = cli("--mode", "worker", "--topology", "/nowhere.yml", "--address", text)
+    check_refusal(result, f"--address: {text!r} is not an address", "such as 0.0.0.0:10128")
+    check_refusal(cli("--api", text), f"--api: {text!r} is not an address", "such as 127.0.0.1:8080")
+
+
+def test_a_port_that_is_too_high_is_called_so(cli) -> None:
+    check_refusal(cli("--api", "localhost:99999"), "ports end at 65535")
 
 
 def test_an_unreachable_worker_is_named(cli, folder: Path, tmp_path: Path, monkeypatch) -> None:
