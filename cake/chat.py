@@ -12,10 +12,11 @@ from prompt_toolkit import PromptSession
 
 from cake.errors import CakeError, PromptTooLongError
 from cake.generator import Generator
-from cake.master import Master, message, show_text, tell
+from cake.master import Master, message
 from cake.report import Answer, closing_lines
 from cake.session import Session
 from cake.status_line import status_line
+from cake.terminal import show_text, tell
 
 log = logging.getLogger(__name__)
 

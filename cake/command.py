@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from cake.errors import CakeError
+from cake.terminal import LogHandler
 from cake.text import parse_bytes
 
 EXIT_BAD_INPUT = 2
@@ -75,7 +76,7 @@ def read_size(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 def set_up_output(debug: bool, level: int) -> None:
     """Log to stderr from `level` on, and write UTF-8 wherever the output goes."""
     logging.basicConfig(
-        stream=sys.stderr,
+        handlers=[LogHandler()],
         level=logging.WARNING,
         format="%(asctime)s %(message)s",
         datefmt="%H:%M:%S",

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,6 +25,7 @@ from cake.report import Answer, as_json, closing_lines, topology_table
 from cake.routes import Recovery
 from cake.session import Session
 from cake.speculation import NGrams, Proposer
+from cake.terminal import show_text, tell
 from cake.topology import Topology, load_topology
 from cake.trace import check_writable, start_tracing, write_trace
 from cake.weights.checkpoint import Checkpoint, block_of, bundled_topology, open_checkpoint
@@ -266,14 +266,3 @@ def message(role: str, content: str) -> dict[str, str]:
 
 def _hide(text: str) -> None:
     """Where JSON is printed in the end."""
-
-
-def show_text(text: str) -> None:
-    """To stdout, at once."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-def tell(lines: str) -> None:
-    """To stderr."""
-    print(lines, file=sys.stderr, flush=True)

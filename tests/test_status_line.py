@@ -1,7 +1,6 @@
-"""The chat's status line on a real terminal's two ends, drawn as a person sees it."""
+"""The chat's status line on a real terminal, drawn as a person sees it."""
 
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -9,71 +8,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-if sys.platform == "win32":
-    pytest.skip("Windows has no terminals of this kind", allow_module_level=True)
-
-import fcntl
-import struct
-import termios
-
-import pyte
+from terminals import ROWS, Terminal
 
 from cake.status_line import LastRow, cut, status_text
 
-COLUMNS, ROWS = 90, 12
 CHAT = (sys.executable, "-m", "cake", "--chat", "--threads", "1", "--temperature", "0", "--dtype", "float32")
-
-
-class Terminal:
-    """A terminal whose screen can be read; programs write to `slave`."""
-
-    def __init__(self) -> None:
-        self.master, self.slave = os.openpty()
-        self.resize(ROWS)
-        self.screen = pyte.HistoryScreen(COLUMNS, ROWS, history=1000, ratio=1)
-        self.screen.write_process_input = self.type  # what programs ask of it
-        self._stream = pyte.ByteStream(self.screen)
-        self.seen = b""
-
-    def resize(self, rows: int) -> None:
-        fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, COLUMNS, 0, 0))
-
-    def type(self, text: str) -> None:
-        os.write(self.master, text.encode())
-
-    def read(self) -> None:
-        """What has been written; waits for something."""
-        assert select.select([self.master], [], [], 60)[0], f"nothing comes after {self.rows}"
-        data = os.read(self.master, 65536)
-        self.seen += data
-        self._stream.feed(data)
-
-    def until(self, good: Callable[[], bool]) -> None:
-        while not good():
-            self.read()
-
-    @property
-    def rows(self) -> list[str]:
-        return [row.rstrip() for row in self.screen.display]
-
-    @property
-    def last_row(self) -> str:
-        return self.rows[-1]
-
-    @property
-    def text(self) -> str:
-        """All that was ever on it, and is not erased, without line breaks."""
-        gone = ["".join(row[i].data for i in range(COLUMNS)) for row in self.screen.history.top]
-        return "".join([*gone, *(row.ljust(COLUMNS) for row in self.rows)])
 
 
 @pytest.fixture
 def terminal() -> Iterator[Terminal]:
     terminal = Terminal()
     yield terminal
-    os.close(terminal.master)
-    os.close(terminal.slave)
+    terminal.close()
 
 
 @pytest.fixture

@@ -1,0 +1,61 @@
+"""Where words go: answers to stdout, everything else to stderr. Often both are the same terminal.
+
+There, whatever comes in the middle of an answer begins on a row of its own, and the answer goes on in the
+next one. To what is piped nothing is added.
+"""
+
+import logging
+import os
+import sys
+import threading
+
+
+class _Row:
+    """The row that an answer has begun. Log lines may come from other threads."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.begun = False
+
+    def end(self) -> None:
+        if self.begun and _one_terminal():
+            sys.stderr.write("\n")
+        self.begun = False
+
+
+_row = _Row()
+
+
+def show_text(text: str) -> None:
+    """To stdout, at once."""
+    with _row.lock:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        if text:
+            _row.begun = not text.endswith("\n")
+
+
+def tell(lines: str) -> None:
+    """To stderr."""
+    with _row.lock:
+        _row.end()
+        print(lines, file=sys.stderr, flush=True)
+
+
+class LogHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Tells log lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One of them."""
+        with _row.lock:
+            _row.end()
+            super().emit(record)
+
+
+def _one_terminal() -> bool:
+    """Whether stdout and stderr are."""
+    try:
+        out, err = os.fstat(sys.stdout.fileno()), os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):  # closed, or none of the system's
+        return False
+    return sys.stdout.isatty() and os.path.samestat(out, err)

@@ -1,0 +1,75 @@
+"""Answers and log lines on one terminal, and apart."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from terminals import Terminal
+
+PROGRAM = """
+import logging
+from cake.command import set_up_output
+from cake.terminal import show_text, tell
+
+set_up_output(False, logging.WARNING)
+log = logging.getLogger("cake.crew")
+log.warning("early")
+for text in ("The sky", " is bl", "", log, log, "ue.\\n", log, "It is"):
+    if text is log:
+        log.warning("lost a worker")
+    else:
+        show_text(text)
+tell("told")
+log.warning("late")
+"""
+ANSWER = "The sky is blue.\nIt is"
+NEWS = ["early", "lost a worker", "lost a worker", "lost a worker", "told", "late"]
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    terminal = Terminal()
+    yield terminal
+    terminal.close()
+
+
+def run(**streams: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", PROGRAM]
+    return subprocess.run(command, check=True, text=True, env={**os.environ, "TERM": "xterm"}, **streams)
+
+
+def without_time(row: str) -> str:
+    """A log line as it was logged."""
+    return row[9:] if row[2:3] == ":" else row
+
+
+def test_a_log_line_in_the_middle_of_an_answer_has_a_row_of_its_own(terminal: Terminal) -> None:
+    run(stdout=terminal.slave, stderr=terminal.slave)
+    terminal.until(lambda: "late" in terminal.text)
+    rows = [without_time(row) for row in terminal.rows if row]
+    early, lost, _, again, told, late = NEWS
+    assert rows == [early, "The sky is bl", lost, lost, "ue.", again, "It is", told, late]
+
+
+def test_nothing_is_added_to_an_answer_that_is_piped(terminal: Terminal) -> None:
+    assert run(stdout=subprocess.PIPE, stderr=terminal.slave).stdout == ANSWER
+    terminal.until(lambda: "late" in terminal.text)
+    assert [without_time(row) for row in terminal.rows if row] == NEWS
+
+
+def test_nothing_is_added_to_an_answer_whose_log_is_piped(terminal: Terminal) -> None:
+    ended = run(stdout=terminal.slave, stderr=subprocess.PIPE)
+    assert [without_time(line) for line in ended.stderr.splitlines()] == NEWS
+    terminal.until(lambda: "It is" in terminal.text)
+    assert [row for row in terminal.rows if row] == ANSWER.splitlines()
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_without_a_terminal_nothing_is_added(together: bool) -> None:
+    ended = run(stdout=subprocess.PIPE, stderr=subprocess.STDOUT if together else subprocess.PIPE)
+    if together:
+        assert ended.stdout.count("\n") == ANSWER.count("\n") + len(NEWS)
+    else:
+        assert ended.stdout == ANSWER
