@@ -12,7 +12,7 @@ from cake.errors import NodeError, NodeLostError
 from cake.net.tls import Credentials
 from cake.news import News
 from cake.protocol.handshake import Expectation
-from cake.remote import Patience, RemoteWorker, UnreachableError, connect_worker
+from cake.remote import Patience, RemoteWorker, SpeechlessError, UnreachableError, connect_worker
 from cake.tasks import end
 from cake.topology import Node
 
@@ -103,7 +103,7 @@ class Crew:
             self._dialling[name] = asyncio.create_task(self._redial(name))
 
     async def _redial(self, name: str) -> None:
-        """Until it comes; what keeps it out is told once."""
+        """Until it comes; what keeps it out is told once, and that it hung up only if no reason is."""
         patience = replace(self._patience, total=10, longest_pause=REDIAL_S, aloud=False)
         told = ""
         while name not in self.workers:
@@ -112,9 +112,9 @@ class Crew:
             except UnreachableError:
                 pass
             except NodeError as error:
-                if str(error) != told:
+                if str(error) != told and not (told and isinstance(error, SpeechlessError)):
                     log.warning("%s", error)
-                told = str(error)
+                    told = str(error)
                 await asyncio.sleep(REDIAL_S)
         del self._dialling[name]
         log.warning("worker %r is there", name)
