@@ -89,6 +89,8 @@ class Crew:
         if worker.alive:
             self.workers[name] = worker
             worker.on_lost = lambda error: self._lost(name, error)
+        else:  # it left as soon as it had come
+            self._dial(name)
         self.news.tell()
 
     def _lost(self, name: str, error: NodeLostError) -> None:

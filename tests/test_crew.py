@@ -60,3 +60,19 @@ async def test_what_keeps_a_lost_worker_out_is_told_once(
     assert len(between) == len(told)
     for line, pattern in zip(between, told, strict=True):
         assert re.match(f"worker 'porch' at {node.address} {pattern}", line)
+
+
+async def test_a_worker_that_leaves_as_soon_as_it_has_come_is_looked_for() -> None:
+    script: list[list[Message]] = [[WELCOME, Goodbye("I was stopped")], [WELCOME]]
+
+    async def answer(peer: Peer) -> None:
+        await peer.hear()
+        peer.say(*script.pop(0))
+        await peer.gone()
+
+    async with fake(answer) as node:
+        crew = Crew([Member(node, EXPECTED)], Patience())
+        await soon(crew.muster(lambda: False))
+        while script or not crew.workers:
+            await crew.news.wait(30)
+        await soon(crew.close())
