@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.patch_stdout import patch_stdout
 
 from cake.errors import CakeError, PromptTooLongError
 from cake.generator import Generator
@@ -16,7 +17,7 @@ from cake.master import Master, message
 from cake.report import Answer, closing_lines
 from cake.session import Session
 from cake.status_line import status_line
-from cake.terminal import show_text, tell
+from cake.terminal import one_terminal, show_text, tell
 
 log = logging.getLogger(__name__)
 
@@ -117,11 +118,17 @@ class _Lines:
             return line.rstrip("\n") if line else None
         while True:
             try:
-                return await self._prompt.prompt_async("> ")
+                with _above_the_prompt():
+                    return await self._prompt.prompt_async("> ")
             except KeyboardInterrupt:
                 continue  # an empty line again, as in a shell
             except EOFError:
                 return None
+
+
+def _above_the_prompt() -> contextlib.AbstractContextManager[None]:
+    """While this lasts, log lines appear above the line that is being typed."""
+    return patch_stdout(raw=True) if one_terminal() else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ class _Row:
         self.begun = False
 
     def end(self) -> None:
-        if self.begun and _one_terminal():
+        if self.begun and one_terminal():
             sys.stderr.write("\n")
         self.begun = False
 
@@ -42,17 +42,18 @@ def tell(lines: str) -> None:
         print(lines, file=sys.stderr, flush=True)
 
 
-class LogHandler(logging.StreamHandler):  # type: ignore[type-arg]
+class LogHandler(logging.Handler):
     """Tells log lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """One of them."""
-        with _row.lock:
-            _row.end()
-            super().emit(record)
+        try:
+            tell(self.format(record))
+        except Exception:  # a log that cannot be written ends no answer
+            self.handleError(record)
 
 
-def _one_terminal() -> bool:
+def one_terminal() -> bool:
     """Whether stdout and stderr are."""
     try:
         out, err = os.fstat(sys.stdout.fileno()), os.fstat(sys.stderr.fileno())

@@ -73,3 +73,37 @@ def test_without_a_terminal_nothing_is_added(together: bool) -> None:
         assert ended.stdout.count("\n") == ANSWER.count("\n") + len(NEWS)
     else:
         assert ended.stdout == ANSWER
+
+
+CHAT = """
+import asyncio, logging
+from cake.chat import _Lines
+from cake.command import set_up_output
+
+def lose(buffer):
+    if buffer.text[-1:] in ("x", "y"):
+        logging.getLogger("cake.crew").warning("lost worker %s", buffer.text[-1])
+
+async def ask():
+    lines = _Lines()
+    lines._prompt.default_buffer.on_text_changed += lose
+    print("asked:", await lines.next())
+
+set_up_output(False, logging.WARNING)
+asyncio.run(ask())
+"""
+
+
+def test_a_log_line_appears_above_the_line_that_is_typed(terminal: Terminal) -> None:
+    end = terminal.slave
+    environment = {**os.environ, "TERM": "xterm"}
+    with subprocess.Popen([sys.executable, "-c", CHAT], env=environment, stdin=end, stdout=end, stderr=end):
+        terminal.until(lambda: ">" in terminal.rows)
+        terminal.type("one x")
+        terminal.until(lambda: "lost worker x" in terminal.text and "> one x" in terminal.rows)
+        terminal.type(", y")
+        terminal.until(lambda: "lost worker y" in terminal.text and "> one x, y" in terminal.rows)
+        terminal.type("\r")
+        terminal.until(lambda: "asked: one x, y" in terminal.text)
+    rows = [without_time(row) for row in terminal.rows if row]
+    assert rows == ["lost worker x", "lost worker y", "> one x, y", "asked: one x, y"]
