@@ -22,16 +22,17 @@ COLUMNS, ROWS = 90, 12
 class Terminal:
     """Its screen can be read; programs write to `slave`."""
 
-    def __init__(self) -> None:
+    def __init__(self, columns: int = COLUMNS) -> None:
+        self.columns = columns
         self.master, self.slave = os.openpty()
         self.resize(ROWS)
-        self.screen = pyte.HistoryScreen(COLUMNS, ROWS, history=1000, ratio=1)
+        self.screen = pyte.HistoryScreen(columns, ROWS, history=1000, ratio=1)
         self.screen.write_process_input = self.type  # what programs ask of it
         self._stream = pyte.ByteStream(self.screen)
         self.seen = b""
 
     def resize(self, rows: int) -> None:
-        fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, COLUMNS, 0, 0))
+        fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, self.columns, 0, 0))
 
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
@@ -58,8 +59,8 @@ class Terminal:
     @property
     def text(self) -> str:
         """All that was ever on it, and is not erased, without line breaks."""
-        gone = ["".join(row[i].data for i in range(COLUMNS)) for row in self.screen.history.top]
-        return "".join([*gone, *(row.ljust(COLUMNS) for row in self.rows)])
+        gone = ["".join(row[i].data for i in range(self.columns)) for row in self.screen.history.top]
+        return "".join([*gone, *(row.ljust(self.columns) for row in self.rows)])
 
     def close(self) -> None:
         os.close(self.master)

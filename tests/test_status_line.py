@@ -145,6 +145,16 @@ def test_a_terminal_that_is_made_larger_keeps_one_row(terminal: Terminal) -> Non
         assert "no room" not in terminal.text
 
 
+@pytest.mark.parametrize("columns", [60, 100, 300])
+def test_the_row_is_as_wide_as_the_terminal(columns: int) -> None:
+    terminal = Terminal(columns)
+    with os.fdopen(os.dup(terminal.slave), "w") as stream:
+        LastRow(stream).show("0123456789" * 100)
+        terminal.until(lambda: terminal.last_row.endswith("…"))
+        assert terminal.last_row == ("0123456789" * 100)[: columns - 1] + "…"
+    terminal.close()
+
+
 def test_the_line_tells_what_everybody_does() -> None:
     stage = {"bytes_per_s": 0.0, "active": True}
     shown = {
@@ -170,7 +180,14 @@ def test_the_line_tells_what_everybody_does() -> None:
 
 @pytest.mark.parametrize(
     ("text", "columns", "shown"),
-    [("abc", 3, "abc"), ("abcd", 3, "abc"), ("日本語", 5, "日本"), ("a\x1b[2Jb", 9, "a?[2Jb")],
+    [
+        ("abc", 3, "abc"),
+        ("abcd", 3, "ab…"),
+        ("日本語", 6, "日本語"),
+        ("日本語", 5, "日本…"),
+        ("日本語", 4, "日…"),
+        ("a\x1b[2Jb", 9, "a?[2Jb"),
+    ],
 )
 def test_no_more_is_shown_than_fits(text: str, columns: int, shown: str) -> None:
     assert cut(text, columns) == shown
