@@ -23,9 +23,13 @@ OF_API = ("api_key", "api_origin")
 OF_CLUSTER = ("wire_dtype", "rejoin_timeout", "adopt")  # a master that has workers
 OF_MASTER = (*OF_ANY_MASTER, *OF_TERMINAL, *OF_API, *OF_CLUSTER)
 
+NEVER_EMPTY = ("model", "draft_model", "device", "name", "api_key")
+
 
 def refuse_contradictions(mode: str, given: Given) -> None:
     """Raise `CakeError` where options contradict one another, or one that was typed would be ignored."""
+    for flag in _typed([name for name in NEVER_EMPTY if given[name] == ""]):
+        raise CakeError(f"{flag} is empty; give it a value, or leave it out")
     if given["cpu"] and given["device"] not in (None, "cpu"):
         raise CakeError(f"--cpu and --device {given['device']} contradict one another; choose one")
     if mode == "worker":

@@ -11,7 +11,7 @@ from test_cli import check_refusal
 
 from cake import given
 from cake.cli import main
-from cake.given import OF_BOTH, OF_CLUSTER, OF_MASTER, OF_WORKER
+from cake.given import NEVER_EMPTY, OF_BOTH, OF_CLUSTER, OF_MASTER, OF_WORKER
 
 OPTIONS = {parameter.name: parameter for parameter in main.params if parameter.expose_value}
 # Of options that not every text is good for.
@@ -93,6 +93,13 @@ def test_a_cluster_key_in_the_environment_may_be_of_no_use() -> None:
         main, ["--model", "/nowhere"], env={"CAKE_CLUSTER_KEY": "k", "CAKE_API_KEY": "k"}
     )
     check_refusal(result, "no model folder at /nowhere")
+
+
+@pytest.mark.parametrize("name", NEVER_EMPTY)
+def test_an_option_of_a_variable_that_is_not_set_is_refused(cli, name: str) -> None:
+    """Who types `--api-key "$KEY"` shall not let in whoever comes with an empty one."""
+    flag = typed(name)[0]
+    check_refusal(cli(flag, ""), f"{flag} is empty; give it a value, or leave it out")
 
 
 def test_a_raw_prompt_takes_no_system_prompt(cli) -> None:
