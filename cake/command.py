@@ -74,7 +74,7 @@ def read_size(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 
 
 def set_up_output(debug: bool, level: int) -> None:
-    """Log to stderr from `level` on, and write UTF-8 wherever the output goes."""
+    """Log to stderr from `level` on, write UTF-8 wherever the output goes, and miss no stream."""
     logging.basicConfig(
         handlers=[LogHandler()],
         level=logging.WARNING,
@@ -83,8 +83,9 @@ def set_up_output(debug: bool, level: int) -> None:
         force=True,
     )
     logging.getLogger("cake").setLevel(logging.DEBUG if debug else level)
-    if sys.stdout is None:  # closed by whoever started us
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8")  # a pipe on Windows would choke on most scripts

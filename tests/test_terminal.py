@@ -75,6 +75,26 @@ def test_without_a_terminal_nothing_is_added(together: bool) -> None:
         assert ended.stdout == ANSWER
 
 
+STREAMS = """
+import logging, sys
+from cake.command import set_up_output
+from cake.terminal import show_text, tell
+
+set_up_output(False, logging.WARNING)
+show_text(repr(sys.stdin.readline()) + repr(sys.stdin.isatty()))
+tell("told")
+"""
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_stream_that_whoever_started_us_has_closed_is_empty(closed: int) -> None:
+    command = [sys.executable, "-c", STREAMS]
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    ended = subprocess.run(command, **streams, text=True, check=True, preexec_fn=lambda: os.close(closed))
+    assert ended.stdout == ("" if closed == 1 else "''False")
+    assert ended.stderr == ("" if closed == 2 else "told\n")
+
+
 CHAT = """
 import asyncio, logging
 from cake.chat import _Lines
