@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tqdm import tqdm
-
 from cake.budget import CacheBudget
 from cake.device import DeviceThread, choose_context, choose_placement
 from cake.draft import DraftModel, open_draft_checkpoint
@@ -19,7 +17,7 @@ from cake.model.tokenizer import Tokenizer
 from cake.net.tls import new_credentials
 from cake.options import MasterOptions, SamplingOptions
 from cake.pipeline import OnBytes, open_pipeline
-from cake.progress import loading_bar
+from cake.progress import loading_bar, prompt_bar
 from cake.remote import Patience
 from cake.report import Answer, as_json, closing_lines, topology_table
 from cake.routes import Recovery
@@ -211,8 +209,7 @@ class Master:
         """Generate, showing each piece and writing it into `answer` as it comes, and the error at the end."""
         started = time.perf_counter()
         limit = self.options.max_tokens
-        bar = tqdm(total=len(prompt), desc="prompt", unit="token", delay=2, leave=False)
-        with answer.told_of_errors(), bar:
+        with answer.told_of_errors(), prompt_bar(len(prompt)) as bar:
 
             def count(n_tokens: int) -> None:
                 answer.prompt_run += n_tokens

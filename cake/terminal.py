@@ -4,23 +4,28 @@ There, whatever comes in the middle of an answer begins on a row of its own, and
 next one. To what is piped nothing is added.
 """
 
+import contextlib
 import logging
 import os
 import sys
 import threading
+from collections.abc import Callable, Iterator
 
 
 class _Row:
-    """The row that an answer has begun. Log lines may come from other threads."""
+    """The row that an answer has begun, or a bar takes. Log lines may come from other threads."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.begun = False
+        self.bars: list[Callable[[], object]] = []  # what makes them go
 
     def end(self) -> None:
         if self.begun and one_terminal():
             sys.stderr.write("\n")
         self.begun = False
+        for make_way in self.bars:
+            make_way()
 
 
 _row = _Row()
@@ -40,6 +45,16 @@ def tell(lines: str) -> None:
     with _row.lock:
         _row.end()
         print(lines, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def making_way(make_way: Callable[[], object]) -> Iterator[None]:
+    """Meanwhile call this before something is told."""
+    _row.bars.append(make_way)
+    try:
+        yield
+    finally:
+        _row.bars.remove(make_way)
 
 
 class LogHandler(logging.Handler):

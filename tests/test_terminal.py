@@ -35,8 +35,8 @@ def terminal() -> Iterator[Terminal]:
     terminal.close()
 
 
-def run(**streams: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", PROGRAM]
+def run(program: str = PROGRAM, **streams: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", program]
     return subprocess.run(command, check=True, text=True, env={**os.environ, "TERM": "xterm"}, **streams)
 
 
@@ -93,6 +93,34 @@ def test_a_stream_that_whoever_started_us_has_closed_is_empty(closed: int) -> No
     ended = subprocess.run(command, **streams, text=True, check=True, preexec_fn=lambda: os.close(closed))
     assert ended.stdout == ("" if closed == 1 else "''False")
     assert ended.stderr == ("" if closed == 2 else "told\n")
+
+
+BARS = """
+import logging
+from cake.command import set_up_output
+from cake.progress import loading_bar
+
+set_up_output(False, logging.WARNING)
+log = logging.getLogger("cake.crew")
+with loading_bar(10) as bar:
+    log.warning("too early for a bar")
+    bar.start_t -= 3
+    bar.last_print_t -= 3
+    bar.update(5)
+    log.warning("lost a worker")
+    bar.update(1)
+    bar.refresh()
+    log.warning("lost another")
+"""
+
+
+def test_a_bar_makes_way_for_a_log_line(terminal: Terminal) -> None:
+    run(BARS, stdout=terminal.slave, stderr=terminal.slave)
+    terminal.until(lambda: "lost another" in terminal.text)
+    rows = [without_time(row) for row in terminal.rows if row]
+    assert rows == ["too early for a bar", "lost a worker", "lost another"]
+    assert b"50%" in terminal.seen
+    assert b"60%" in terminal.seen
 
 
 CHAT = """
