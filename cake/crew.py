@@ -12,7 +12,7 @@ from cake.errors import NodeError, NodeLostError
 from cake.net.tls import Credentials
 from cake.news import News
 from cake.protocol.handshake import Expectation
-from cake.remote import Patience, RemoteWorker, SpeechlessError, UnreachableError, connect_worker
+from cake.remote import HungUpError, Patience, RemoteWorker, UnreachableError, connect_worker
 from cake.tasks import end
 from cake.topology import Node
 
@@ -105,16 +105,17 @@ class Crew:
             self._dialling[name] = asyncio.create_task(self._redial(name))
 
     async def _redial(self, name: str) -> None:
-        """Until it comes; what keeps it out is told once, and that it hung up only if no reason is."""
+        """Until it comes; what keeps it out is told once."""
         patience = replace(self._patience, total=10, longest_pause=REDIAL_S, aloud=False)
-        told = ""
+        told, hung_up = "", False
         while name not in self.workers:
             try:
                 await self._join(name, patience)
             except UnreachableError:
-                pass
+                hung_up = False
             except NodeError as error:
-                if str(error) != told and not (told and isinstance(error, SpeechlessError)):
+                again, hung_up = hung_up, isinstance(error, HungUpError)
+                if str(error) != told and (again or not hung_up):  # once may be the end that is known of
                     log.warning("%s", error)
                     told = str(error)
                 await asyncio.sleep(REDIAL_S)

@@ -55,8 +55,8 @@ class UnreachableError(NodeError):
     """No worker listens there."""
 
 
-class SpeechlessError(NodeError):
-    """It hung up during the handshake and did not say why; it may just be ending."""
+class HungUpError(NodeError):
+    """It hung up during the handshake and did not say why: it may be ending."""
 
 
 class RemoteWorker:
@@ -234,7 +234,7 @@ async def connect_worker(
         reason = _handshake_failure(error)
         if reason is None:
             raise
-        kind = SpeechlessError if isinstance(error, ConnectionLostError) else NodeError
+        kind = HungUpError if isinstance(error, ConnectionLostError) else NodeError
         raise kind(f"worker {node.name!r} at {node.address} {reason}") from error
     connection.raise_limits(payload_limit(welcome.max_batch_tokens, expected.hidden_size))
     connection.keep_alive(patience.dead_after)

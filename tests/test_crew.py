@@ -19,9 +19,9 @@ REFUSAL, OTHER = Goodbye("I am 'attic'"), Goodbye("no room")
     ("replies", "told"),
     [
         ([REFUSAL, REFUSAL], ["refused: I am 'attic'"]),
-        ([REFUSAL, None, REFUSAL, None], ["refused: I am 'attic'"]),
-        ([None, None], ["hung up during the handshake: .* its log says why"]),
-        ([None, REFUSAL, None], ["hung up during the handshake: ", "refused: I am 'attic'"]),
+        ([None], []),
+        ([None, REFUSAL, None, REFUSAL, None], ["refused: I am 'attic'"]),
+        ([None, None, None], ["hung up during the handshake: .* its log says why"]),
         ([REFUSAL, OTHER, OTHER], ["refused: I am 'attic'", "refused: no room"]),
     ],
 )
@@ -31,7 +31,7 @@ async def test_what_keeps_a_lost_worker_out_is_told_once(
     replies: list[Message | None],
     told: list[str],
 ) -> None:
-    """`replies` are those to the dials in turn, none for hanging up; then it is there again."""
+    """`replies` are those to the dials in turn, none for hanging up, as who is about to end does once."""
     monkeypatch.setattr("cake.crew.REDIAL_S", 0.01)
     script, there = [WELCOME, *replies, WELCOME], asyncio.Event()
 
