@@ -17,7 +17,7 @@ from cake.master import Master, message
 from cake.report import Answer, closing_lines
 from cake.session import Session
 from cake.status_line import status_line
-from cake.terminal import one_terminal, show_text, tell
+from cake.terminal import end_text, note_interrupt, one_terminal, show_text, tell
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ async def run_chat(master: Master, generator: Generator) -> None:
             if master.raw:
                 session.cut(n_before)
             continue
-        show_text("\n")
+        end_text()
         history.append(message("assistant", answer.text))
         tell(closing_lines(answer, generator.pipeline).splitlines()[0])
         if answer.error:
@@ -135,7 +135,12 @@ def _above_the_prompt() -> contextlib.AbstractContextManager[None]:
 def _interrupting(task: "asyncio.Task[None]") -> Iterator[None]:
     """While this lasts, Ctrl-C cancels the task instead of the program."""
     loop = asyncio.get_running_loop()
-    before = signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(task.cancel) and None)
+
+    def interrupt(*_: object) -> None:
+        note_interrupt()
+        loop.call_soon_threadsafe(task.cancel)
+
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:

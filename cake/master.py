@@ -23,7 +23,7 @@ from cake.report import Answer, as_json, closing_lines, topology_table
 from cake.routes import Recovery
 from cake.session import Session
 from cake.speculation import NGrams, Proposer
-from cake.terminal import show_text, tell
+from cake.terminal import end_text, show_text, tell
 from cake.topology import Topology, load_topology
 from cake.trace import check_writable, start_tracing, write_trace
 from cake.weights.checkpoint import Checkpoint, block_of, bundled_topology, open_checkpoint
@@ -192,7 +192,7 @@ class Master:
             await self.answer(generator, Session(), prompt, show_text if as_text else _hide, answer)
         finally:
             if answer.token_ids and as_text:
-                show_text("\n")
+                end_text()
             if answer.finish_reason and not as_text:
                 print(json.dumps(as_json(answer, generator.pipeline), ensure_ascii=False), flush=True)
             elif answer.finish_reason and answer.token_ids:

@@ -40,6 +40,18 @@ def show_text(text: str) -> None:
             _row.begun = not text.endswith("\n")
 
 
+def end_text() -> None:
+    """The line break behind an answer, unless a row of the one terminal begins here anyway."""
+    with _row.lock:
+        if _row.begun or not one_terminal():
+            show_text("\n")
+
+
+def note_interrupt() -> None:
+    """Ctrl-C was typed, and the terminal shows that in the row where it was."""
+    _row.begun = True
+
+
 def tell(lines: str) -> None:
     """To stderr."""
     with _row.lock:

@@ -95,6 +95,34 @@ def test_a_stream_that_whoever_started_us_has_closed_is_empty(closed: int) -> No
     assert ended.stderr == ("" if closed == 2 else "told\n")
 
 
+ENDS = """
+import logging
+from cake.command import set_up_output
+from cake.terminal import end_text, note_interrupt, show_text, tell
+
+set_up_output(False, logging.WARNING)
+for text, late in (("one", ""), ("two\\n", ""), ("", ""), ("three", "lost a worker")):
+    show_text(text)
+    if late:
+        logging.getLogger("cake.crew").warning(late)
+    end_text()
+    tell("told")
+print("^C", end="", flush=True)
+note_interrupt()
+end_text()
+tell("told")
+"""
+
+
+def test_an_answer_ends_with_one_line_break(terminal: Terminal) -> None:
+    run(ENDS, stdout=terminal.slave, stderr=terminal.slave)
+    terminal.until(lambda: terminal.text.count("told") == 5)
+    rows = [without_time(row) for row in terminal.rows]
+    assert rows[:10] == ["one", "told", "two", "told", "told", "three", "lost a worker", "told", "^C", "told"]
+    piped = run(ENDS, stdout=subprocess.PIPE, stderr=subprocess.PIPE).stdout
+    assert piped == "one\ntwo\n\n\nthree\n^C\n"
+
+
 BARS = """
 import logging
 from cake.command import set_up_output
