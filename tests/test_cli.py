@@ -106,6 +106,14 @@ def test_a_missing_model_folder_is_named(cli) -> None:
     check_refusal(cli("--model", "/no/such/model"), "no model folder at /no/such/model")
 
 
+def test_a_model_that_is_neither_a_folder_nor_a_hub_id_is_explained(cli, folder: Path) -> None:
+    check_refusal(
+        cli("--model", "Llama-9"), "no model folder at Llama-9; a hub id has the form organisation/name"
+    )
+    file = folder / "model.safetensors"
+    check_refusal(cli("--model", file), f"{file} is a file; name the folder with config.json")
+
+
 def test_a_folder_without_config_is_named(cli, tmp_path: Path) -> None:
     check_refusal(cli("--model", tmp_path), "no config.json")
 
