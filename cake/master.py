@@ -146,6 +146,7 @@ class Master:
     async def open(self, patience: Patience) -> Generator:
         """Connect, load, and show the table."""
         compute, checkpoint = self.options.compute, self._checkpoint
+        checkpoint.find("model.norm.weight")  # which a worker's bundle lacks: nobody is waited for then
         placement = choose_placement(compute, checkpoint.config.dtype)
         context = choose_context(compute.context, checkpoint.config.context)
         thread = DeviceThread(placement, compute.threads)

@@ -354,3 +354,13 @@ def test_split_model_refuses_what_does_not_fit(folder: Path, tmp_path: Path) -> 
     arguments = ["--model-path", str(folder), "--topology", str(path), "--output", str(tmp_path / "out")]
     check_refusal(CliRunner().invoke(split_model, arguments), "claims block 6")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_master_with_a_workers_bundle_says_so_before_it_waits_for_the_worker(
+    folder: Path, cli, tmp_path: Path
+) -> None:
+    path = topology_file(tmp_path, TOPOLOGY.format(port=1, layers="0-2"))
+    arguments = ["--model-path", str(folder), "--topology", str(path), "--output", str(tmp_path / "out")]
+    assert CliRunner().invoke(split_model, arguments).exit_code == 0
+    result = cli("--model", tmp_path / "out" / "worker0-node")
+    check_refusal(result, "has no tensor model.norm.weight; it is the bundle of another node or role")
