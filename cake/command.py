@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from cake.errors import CakeError
-from cake.terminal import LogHandler
+from cake.terminal import LogHandler, tell_interrupt
 from cake.text import parse_bytes
 
 EXIT_BAD_INPUT = 2
@@ -36,7 +36,7 @@ def errors_in_one_line(command: Callable[..., None]) -> Callable[..., None]:
             click.echo(f"Error: {error}", err=True)
             sys.exit(EXIT_BAD_INPUT)
         except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
+            tell_interrupt()
             sys.exit(EXIT_INTERRUPTED)
         except BrokenPipeError:  # whoever read our output has had enough of it
             _drop_stdout()

@@ -18,12 +18,13 @@ class _Row:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.begun = False
+        self.ended = False  # an answer's, and nothing has been told since
         self.bars: list[Callable[[], object]] = []  # what makes them go
 
     def end(self) -> None:
         if self.begun and one_terminal():
             sys.stderr.write("\n")
-        self.begun = False
+        self.begun = self.ended = False
         for make_way in self.bars:
             make_way()
 
@@ -45,6 +46,7 @@ def end_text() -> None:
     with _row.lock:
         if _row.begun or not one_terminal():
             show_text("\n")
+        _row.ended = True
 
 
 def note_interrupt() -> None:
@@ -67,6 +69,13 @@ def making_way(make_way: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         _row.bars.remove(make_way)
+
+
+def tell_interrupt() -> None:
+    """To stderr, that Ctrl-C has ended the program; an answer may have been ended just before."""
+    if not _row.ended:
+        note_interrupt()
+    tell("interrupted")
 
 
 class LogHandler(logging.Handler):

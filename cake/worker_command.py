@@ -23,6 +23,7 @@ from cake.progress import loading_bar
 from cake.protocol.handshake import describe_spans
 from cake.protocol.messages import Memory
 from cake.stage import LocalStage
+from cake.terminal import note_interrupt
 from cake.text import human_bytes
 from cake.topology import Node, format_address, load_topology, parse_address
 from cake.visit import Service
@@ -180,9 +181,15 @@ def _cancel_on_signals(*numbers: signal.Signals) -> None:
     """These signals cancel the task; where loops know no signals, only Ctrl-C does."""
     task = asyncio.current_task()
     assert task is not None
+
+    def cancel(number: signal.Signals) -> None:
+        if number == signal.SIGINT:
+            note_interrupt()
+        task.cancel()
+
     with contextlib.suppress(NotImplementedError):
         for number in numbers:
-            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+            asyncio.get_running_loop().add_signal_handler(number, cancel, number)
 
 
 async def _told_to_leave() -> None:

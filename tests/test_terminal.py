@@ -123,6 +123,34 @@ def test_an_answer_ends_with_one_line_break(terminal: Terminal) -> None:
     assert piped == "one\ntwo\n\n\nthree\n^C\n"
 
 
+INTERRUPTED = """
+from cake.command import errors_in_one_line
+from cake.terminal import end_text, show_text
+
+@errors_in_one_line
+def command(debug):
+    {before}
+    print("^C", end="", flush=True)
+    {after}
+    raise KeyboardInterrupt
+
+command(debug=False)
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "shown"),
+    [("", "", ["^C"]), ("show_text('one')", "end_text()", ["one^C"]), ("show_text('one')", "", ["one^C"])],
+)
+def test_what_ctrl_c_ended_is_told_in_a_row_of_its_own(
+    terminal: Terminal, before: str, after: str, shown: list[str]
+) -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        run(INTERRUPTED.format(before=before, after=after), stdout=terminal.slave, stderr=terminal.slave)
+    terminal.until(lambda: "interrupted" in terminal.text)
+    assert terminal.rows[:3] == [*shown, "interrupted", ""]
+
+
 BARS = """
 import logging
 from cake.command import set_up_output
