@@ -9,13 +9,15 @@ import threading
 from collections.abc import Iterator
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.patch_stdout import patch_stdout
 
 from cake.errors import CakeError, PromptTooLongError
 from cake.generator import Generator
-from cake.master import Master, message, show_text, tell
+from cake.master import Master, message
 from cake.report import Answer, closing_lines
 from cake.session import Session
 from cake.status_line import status_line
+from cake.terminal import end_text, note_interrupt, one_terminal, show_text, tell
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ async def run_chat(master: Master, generator: Generator) -> None:
             if master.raw:
                 session.cut(n_before)
             continue
-        show_text("\n")
+        end_text()
         history.append(message("assistant", answer.text))
         tell(closing_lines(answer, generator.pipeline).splitlines()[0])
         if answer.error:
@@ -116,18 +118,29 @@ class _Lines:
             return line.rstrip("\n") if line else None
         while True:
             try:
-                return await self._prompt.prompt_async("> ")
+                with _above_the_prompt():
+                    return await self._prompt.prompt_async("> ")
             except KeyboardInterrupt:
                 continue  # an empty line again, as in a shell
             except EOFError:
                 return None
 
 
+def _above_the_prompt() -> contextlib.AbstractContextManager[None]:
+    """While this lasts, log lines appear above the line that is being typed."""
+    return patch_stdout(raw=True) if one_terminal() else contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def _interrupting(task: "asyncio.Task[None]") -> Iterator[None]:
     """While this lasts, Ctrl-C cancels the task instead of the program."""
     loop = asyncio.get_running_loop()
-    before = signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(task.cancel) and None)
+
+    def interrupt(*_: object) -> None:
+        note_interrupt()
+        loop.call_soon_threadsafe(task.cancel)
+
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:

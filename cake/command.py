@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from cake.errors import CakeError
+from cake.terminal import LogHandler, tell_interrupt
 from cake.text import parse_bytes
 
 EXIT_BAD_INPUT = 2
@@ -35,7 +36,7 @@ def errors_in_one_line(command: Callable[..., None]) -> Callable[..., None]:
             click.echo(f"Error: {error}", err=True)
             sys.exit(EXIT_BAD_INPUT)
         except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
+            tell_interrupt()
             sys.exit(EXIT_INTERRUPTED)
         except BrokenPipeError:  # whoever read our output has had enough of it
             _drop_stdout()
@@ -73,17 +74,18 @@ def read_size(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 
 
 def set_up_output(debug: bool, level: int) -> None:
-    """Log to stderr from `level` on, and write UTF-8 wherever the output goes."""
+    """Log to stderr from `level` on, write UTF-8 wherever the output goes, and miss no stream."""
     logging.basicConfig(
-        stream=sys.stderr,
+        handlers=[LogHandler()],
         level=logging.WARNING,
         format="%(asctime)s %(message)s",
         datefmt="%H:%M:%S",
         force=True,
     )
     logging.getLogger("cake").setLevel(logging.DEBUG if debug else level)
-    if sys.stdout is None:  # closed by whoever started us
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8")  # a pipe on Windows would choke on most scripts

@@ -12,7 +12,7 @@ from cake.errors import NodeError, NodeLostError
 from cake.net.tls import Credentials
 from cake.news import News
 from cake.protocol.handshake import Expectation
-from cake.remote import Patience, RemoteWorker, UnreachableError, connect_worker
+from cake.remote import HungUpError, Patience, RemoteWorker, UnreachableError, connect_worker
 from cake.tasks import end
 from cake.topology import Node
 
@@ -89,6 +89,8 @@ class Crew:
         if worker.alive:
             self.workers[name] = worker
             worker.on_lost = lambda error: self._lost(name, error)
+        else:  # it left as soon as it had come
+            self._dial(name)
         self.news.tell()
 
     def _lost(self, name: str, error: NodeLostError) -> None:
@@ -105,16 +107,17 @@ class Crew:
     async def _redial(self, name: str) -> None:
         """Until it comes; what keeps it out is told once."""
         patience = replace(self._patience, total=10, longest_pause=REDIAL_S, aloud=False)
-        told = ""
+        told, hung_up = "", False
         while name not in self.workers:
             try:
                 await self._join(name, patience)
             except UnreachableError:
-                pass
+                hung_up = False
             except NodeError as error:
-                if str(error) != told:
+                again, hung_up = hung_up, isinstance(error, HungUpError)
+                if str(error) != told and (again or not hung_up):  # once may be the end that is known of
                     log.warning("%s", error)
-                told = str(error)
+                    told = str(error)
                 await asyncio.sleep(REDIAL_S)
         del self._dialling[name]
         log.warning("worker %r is there", name)

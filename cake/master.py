@@ -3,12 +3,9 @@
 import asyncio
 import json
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
-
-from tqdm import tqdm
 
 from cake.budget import CacheBudget
 from cake.device import DeviceThread, choose_context, choose_placement
@@ -20,12 +17,13 @@ from cake.model.tokenizer import Tokenizer
 from cake.net.tls import new_credentials
 from cake.options import MasterOptions, SamplingOptions
 from cake.pipeline import OnBytes, open_pipeline
-from cake.progress import loading_bar
+from cake.progress import loading_bar, prompt_bar
 from cake.remote import Patience
 from cake.report import Answer, as_json, closing_lines, topology_table
 from cake.routes import Recovery
 from cake.session import Session
 from cake.speculation import NGrams, Proposer
+from cake.terminal import end_text, show_text, tell
 from cake.topology import Topology, load_topology
 from cake.trace import check_writable, start_tracing, write_trace
 from cake.weights.checkpoint import Checkpoint, block_of, bundled_topology, open_checkpoint
@@ -148,6 +146,7 @@ class Master:
     async def open(self, patience: Patience) -> Generator:
         """Connect, load, and show the table."""
         compute, checkpoint = self.options.compute, self._checkpoint
+        checkpoint.find("model.norm.weight")  # which a worker's bundle lacks: nobody is waited for then
         placement = choose_placement(compute, checkpoint.config.dtype)
         context = choose_context(compute.context, checkpoint.config.context)
         thread = DeviceThread(placement, compute.threads)
@@ -194,7 +193,7 @@ class Master:
             await self.answer(generator, Session(), prompt, show_text if as_text else _hide, answer)
         finally:
             if answer.token_ids and as_text:
-                show_text("\n")
+                end_text()
             if answer.finish_reason and not as_text:
                 print(json.dumps(as_json(answer, generator.pipeline), ensure_ascii=False), flush=True)
             elif answer.finish_reason and answer.token_ids:
@@ -211,8 +210,7 @@ class Master:
         """Generate, showing each piece and writing it into `answer` as it comes, and the error at the end."""
         started = time.perf_counter()
         limit = self.options.max_tokens
-        bar = tqdm(total=len(prompt), desc="prompt", unit="token", delay=2, leave=False)
-        with answer.told_of_errors(), bar:
+        with answer.told_of_errors(), prompt_bar(len(prompt)) as bar:
 
             def count(n_tokens: int) -> None:
                 answer.prompt_run += n_tokens
@@ -266,14 +264,3 @@ def message(role: str, content: str) -> dict[str, str]:
 
 def _hide(text: str) -> None:
     """Where JSON is printed in the end."""
-
-
-def show_text(text: str) -> None:
-    """To stdout, at once."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-def tell(lines: str) -> None:
-    """To stderr."""
-    print(lines, file=sys.stderr, flush=True)

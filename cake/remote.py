@@ -55,6 +55,10 @@ class UnreachableError(NodeError):
     """No worker listens there."""
 
 
+class HungUpError(NodeError):
+    """It hung up during the handshake and did not say why: it may be ending."""
+
+
 class RemoteWorker:
     """A worker that has said welcome. Matches answers to the questions they belong to.
 
@@ -230,7 +234,8 @@ async def connect_worker(
         reason = _handshake_failure(error)
         if reason is None:
             raise
-        raise NodeError(f"worker {node.name!r} at {node.address} {reason}") from error
+        kind = HungUpError if isinstance(error, ConnectionLostError) else NodeError
+        raise kind(f"worker {node.name!r} at {node.address} {reason}") from error
     connection.raise_limits(payload_limit(welcome.max_batch_tokens, expected.hidden_size))
     connection.keep_alive(patience.dead_after)
     return RemoteWorker(node, connection, welcome, round_trip_s)
@@ -250,7 +255,8 @@ def _handshake_failure(error: BaseException) -> str | None:
 
 
 async def _greet(connection: Connection, node: Node) -> Welcome:
-    await connection.send(hello(node.name))
+    if not connection.over:  # a worker may refuse whoever comes from here before it is greeted
+        await connection.send(hello(node.name))
     message = (await connection.receive()).message
     if isinstance(message, Goodbye):
         raise NodeError(f"worker {node.name!r} at {node.address} refused: {message.reason}")

@@ -134,12 +134,13 @@ class LastRow:
 
 
 def cut(text: str, columns: int) -> str:
-    """The beginning that fits; some letters take two columns, and control characters are shown as `?`."""
-    fitting, width = "", 0
-    for letter in text:
-        shown = letter if letter.isprintable() else "?"
-        width += get_cwidth(shown)
-        if width > columns:
-            break
-        fitting += shown
-    return fitting
+    """The beginning that fits, with `…` for a rest; some letters take two columns.
+
+    Control characters are shown as `?`.
+    """
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text)
+    if get_cwidth(shown) <= columns:
+        return shown
+    while get_cwidth(shown) >= columns:
+        shown = shown[:-1]
+    return shown + "…"

@@ -108,9 +108,10 @@ def parse_topology(text: str) -> Topology:
     try:
         content = yaml.load(text, Loader=_UniqueKeyLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise TopologyError(f"not YAML: {' '.join(str(error).split())}") from error
+        raise TopologyError(f"not YAML: {_what_is_wrong(error, text)}") from error
     if not isinstance(content, dict) or not content:
-        raise TopologyError("must be a map from node names to host and layers")
+        empty = "names no node; it " if not content else ""
+        raise TopologyError(f"{empty}must be a map from node names to host and layers")
     nodes = {str(name): _node(str(name), fields) for name, fields in content.items()}
     if len(nodes) < len(content):
         names = [str(name) for name in content]
@@ -118,6 +119,19 @@ def parse_topology(text: str) -> Topology:
         raise TopologyError(f"the node {twice!r} appears twice, as a number and as text")
     _refuse_shared_blocks(nodes.values())
     return Topology(nodes)
+
+
+def _what_is_wrong(error: Exception, text: str) -> str:
+    """And in which line of the text, as far as the error knows."""
+    marks = [getattr(error, name, None) for name in ("problem_mark", "context_mark")]
+    lines = text.split("\n")
+    for mark in filter(None, marks):
+        line = lines[mark.line].strip("\r ") if mark.line < len(lines) else ""
+        if line:  # the end of the file, where a quotation has no end, explains nothing
+            tab = "; indent with spaces, not tabs" if line.startswith("\t") else ""
+            problem = getattr(error, "problem", None)
+            return f"line {mark.line + 1}, column {mark.column + 1}, {line[:80]!r}: {problem}{tab}"
+    return " ".join(str(error).split())
 
 
 def _node(name: str, fields: object) -> Node:
@@ -146,11 +160,13 @@ def _node(name: str, fields: object) -> Node:
     return Node(name, host, port, spans, str(fields.get("description") or ""), replica)
 
 
-def parse_address(text: object) -> tuple[str, int]:
-    """`host:port` in two; `[...]` around an IPv6 address. Raises `ValueError`."""
+def parse_address(text: object, example: str = "192.168.1.20:10128") -> tuple[str, int]:
+    """`host:port` in two; `[...]` around an IPv6 address. Raises `ValueError` that ends with the example."""
     match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:\[\]]+)):(\d{1,5})", str(text))
-    if match is None or int(match[3]) > 65535:
-        raise ValueError(f"{text!r} is not an address; write host:port, such as 192.168.1.20:10128")
+    if match is None:
+        raise ValueError(f"{text!r} is not an address; write host:port, such as {example}")
+    if int(match[3]) > 65535:
+        raise ValueError(f"{text!r} is not an address: ports end at 65535; write such as {example}")
     return match[1] or match[2], int(match[3])
 
 
@@ -231,5 +247,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         if len(mapping) < len(keys):
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise TopologyError(f"the key {twice!r} appears twice")
+            lines = [key.start_mark.line + 1 for key, _ in node.value]
+            where = [str(line) for line, key in zip(lines, keys, strict=True) if key == twice]
+            raise TopologyError(f"the key {twice!r} appears twice, in lines {' and '.join(where)}")
         return mapping

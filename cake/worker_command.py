@@ -23,6 +23,7 @@ from cake.progress import loading_bar
 from cake.protocol.handshake import describe_spans
 from cake.protocol.messages import Memory
 from cake.stage import LocalStage
+from cake.terminal import note_interrupt
 from cake.text import human_bytes
 from cake.topology import Node, format_address, load_topology, parse_address
 from cake.visit import Service
@@ -37,11 +38,7 @@ def run_worker(options: WorkerOptions) -> None:
     release_code_pages()  # a small span weighs less than what importing torch has left
     credentials = None if options.cluster_key is None else new_credentials(options.cluster_key)
     node = load_topology(_topology_file(options)).node(options.name)
-    try:
-        listener = bind(*parse_address(options.address))
-    except ValueError as error:
-        raise CakeError(f"--address: {error}") from error
-    with listener:
+    with bind(*parse_address(options.address)) as listener:
         checkpoint = open_checkpoint(options.compute.model, wanted_by(node))
         _check_blocks(node, checkpoint)
         # Without autograd also in the event loop, which computes a little too.
@@ -184,9 +181,15 @@ def _cancel_on_signals(*numbers: signal.Signals) -> None:
     """These signals cancel the task; where loops know no signals, only Ctrl-C does."""
     task = asyncio.current_task()
     assert task is not None
+
+    def cancel(number: signal.Signals) -> None:
+        if number == signal.SIGINT:
+            note_interrupt()
+        task.cancel()
+
     with contextlib.suppress(NotImplementedError):
         for number in numbers:
-            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+            asyncio.get_running_loop().add_signal_handler(number, cancel, number)
 
 
 async def _told_to_leave() -> None:

@@ -80,7 +80,7 @@ def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"no model folder at {re.escape(str(tmp_path / 'none'))}"):
         Checkpoint(tmp_path / "none")
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="no model folder at"):
+    with pytest.raises(CheckpointError, match="file is a file; name the folder"):
         Checkpoint(tmp_path / "file")
 
 

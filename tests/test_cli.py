@@ -106,6 +106,14 @@ def test_a_missing_model_folder_is_named(cli) -> None:
     check_refusal(cli("--model", "/no/such/model"), "no model folder at /no/such/model")
 
 
+def test_a_model_that_is_neither_a_folder_nor_a_hub_id_is_explained(cli, folder: Path) -> None:
+    check_refusal(
+        cli("--model", "Llama-9"), "no model folder at Llama-9; a hub id has the form organisation/name"
+    )
+    file = folder / "model.safetensors"
+    check_refusal(cli("--model", file), f"{file} is a file; name the folder with config.json")
+
+
 def test_a_folder_without_config_is_named(cli, tmp_path: Path) -> None:
     check_refusal(cli("--model", tmp_path), "no config.json")
 
@@ -156,10 +164,15 @@ def test_an_address_in_use_is_named(cli, folder: Path, tmp_path: Path) -> None:
         check_refusal(cli("--model", folder, "--api", address), f"--api {address} is in use")
 
 
-def test_a_malformed_address_is_explained(cli, tmp_path: Path) -> None:
-    path = topology_file(tmp_path, TOPOLOGY.format(port=1, layers="0"))
-    result = cli("--mode", "worker", "--topology", path, "--address", "localhost")
-    check_refusal(result, "--address", "write host:port")
+@pytest.mark.parametrize("text", ["localhost", ":", ":8080", "8080", "", "localhost:99999", "::1:8080"])
+def test_a_malformed_address_is_explained_by_a_good_one(cli, text: str) -> None:
+    result = cli("--mode", "worker", "--topology", "/nowhere.yml", "--address", text)
+    check_refusal(result, f"--address: {text!r} is not an address", "such as 0.0.0.0:10128")
+    check_refusal(cli("--api", text), f"--api: {text!r} is not an address", "such as 127.0.0.1:8080")
+
+
+def test_a_port_that_is_too_high_is_called_so(cli) -> None:
+    check_refusal(cli("--api", "localhost:99999"), "ports end at 65535")
 
 
 def test_an_unreachable_worker_is_named(cli, folder: Path, tmp_path: Path, monkeypatch) -> None:
@@ -245,25 +258,6 @@ def test_a_context_beyond_the_models_is_refused(cli, folder: Path) -> None:
 
 def test_a_device_that_is_not_here_is_named(cli, folder: Path) -> None:
     check_refusal(cli("--model", folder, "--device", "abacus"), "'abacus'", "present: cpu")
-
-
-def test_chat_and_json_exclude_one_another(cli) -> None:
-    check_refusal(cli("--chat", "--json"), "--chat and --json")
-
-
-def test_a_chat_takes_no_prompt(cli) -> None:
-    check_refusal(cli("--chat", "--prompt", "Hello"), "--chat and --prompt")
-
-
-@pytest.mark.parametrize(
-    ("option", "value"), [("--name", "pc"), ("--address", "a:1"), ("--allow", "::1"), ("--drain", "1")]
-)
-def test_a_master_takes_no_options_of_workers(cli, option: str, value: str) -> None:
-    check_refusal(cli(option, value), f"{option} is for a worker", "--mode worker")
-
-
-def test_only_one_may_guess(cli) -> None:
-    check_refusal(cli("--speculate", "ngram", "--draft-model", "x"), "--speculate ngram and --draft-model")
 
 
 def test_a_draft_model_that_is_not_there(cli, folder: Path) -> None:
@@ -360,3 +354,13 @@ def test_split_model_refuses_what_does_not_fit(folder: Path, tmp_path: Path) -> 
     arguments = ["--model-path", str(folder), "--topology", str(path), "--output", str(tmp_path / "out")]
     check_refusal(CliRunner().invoke(split_model, arguments), "claims block 6")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_master_with_a_workers_bundle_says_so_before_it_waits_for_the_worker(
+    folder: Path, cli, tmp_path: Path
+) -> None:
+    path = topology_file(tmp_path, TOPOLOGY.format(port=1, layers="0-2"))
+    arguments = ["--model-path", str(folder), "--topology", str(path), "--output", str(tmp_path / "out")]
+    assert CliRunner().invoke(split_model, arguments).exit_code == 0
+    result = cli("--model", tmp_path / "out" / "worker0-node")
+    check_refusal(result, "has no tensor model.norm.weight; it is the bundle of another node or role")

@@ -16,6 +16,7 @@ from test_connection import soon
 from cake.chain import Chain
 from cake.errors import NodeError, SessionLostError
 from cake.model.batch import Batch, Segment
+from cake.net.connection import Connection, connect
 from cake.protocol.frames import FrameReader, Limits, encode
 from cake.protocol.handshake import SOFTWARE, Expectation
 from cake.protocol.messages import (
@@ -250,6 +251,29 @@ async def test_a_listener_that_will_not_do(behave: Callable[[Peer], Awaitable[No
     async with fake(behave) as node:
         with pytest.raises(NodeError, match=f"^worker 'porch' at {node.address} {substance}"):
             await soon(connect_worker(node, EXPECTED, patience))
+
+
+async def test_a_refusal_that_comes_before_the_greeting(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = asyncio.Event()
+
+    class Hearing(Connection):
+        def buffer_updated(self, n_bytes: int) -> None:
+            super().buffer_updated(n_bytes)
+            heard.set()
+
+    async def connect_and_hear(host: str, port: int, new: object) -> Connection:
+        connection = await connect(host, port, Hearing)
+        await heard.wait()
+        return connection
+
+    async def refuse(peer: Peer) -> None:
+        peer.say(Goodbye("not from there"))
+        await peer.gone()
+
+    monkeypatch.setattr("cake.remote.connect", connect_and_hear)
+    async with fake(refuse) as node:
+        with pytest.raises(NodeError, match=f"^worker 'porch' at {node.address} refused: not from there$"):
+            await soon(connect_worker(node, EXPECTED, Patience()))
 
 
 async def test_a_result() -> None:

@@ -1,7 +1,6 @@
-"""The chat's status line on a real terminal's two ends, drawn as a person sees it."""
+"""The chat's status line on a real terminal, drawn as a person sees it."""
 
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -9,71 +8,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-if sys.platform == "win32":
-    pytest.skip("Windows has no terminals of this kind", allow_module_level=True)
-
-import fcntl
-import struct
-import termios
-
-import pyte
+from terminals import ROWS, Terminal
 
 from cake.status_line import LastRow, cut, status_text
 
-COLUMNS, ROWS = 90, 12
 CHAT = (sys.executable, "-m", "cake", "--chat", "--threads", "1", "--temperature", "0", "--dtype", "float32")
-
-
-class Terminal:
-    """A terminal whose screen can be read; programs write to `slave`."""
-
-    def __init__(self) -> None:
-        self.master, self.slave = os.openpty()
-        self.resize(ROWS)
-        self.screen = pyte.HistoryScreen(COLUMNS, ROWS, history=1000, ratio=1)
-        self.screen.write_process_input = self.type  # what programs ask of it
-        self._stream = pyte.ByteStream(self.screen)
-        self.seen = b""
-
-    def resize(self, rows: int) -> None:
-        fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, COLUMNS, 0, 0))
-
-    def type(self, text: str) -> None:
-        os.write(self.master, text.encode())
-
-    def read(self) -> None:
-        """What has been written; waits for something."""
-        assert select.select([self.master], [], [], 60)[0], f"nothing comes after {self.rows}"
-        data = os.read(self.master, 65536)
-        self.seen += data
-        self._stream.feed(data)
-
-    def until(self, good: Callable[[], bool]) -> None:
-        while not good():
-            self.read()
-
-    @property
-    def rows(self) -> list[str]:
-        return [row.rstrip() for row in self.screen.display]
-
-    @property
-    def last_row(self) -> str:
-        return self.rows[-1]
-
-    @property
-    def text(self) -> str:
-        """All that was ever on it, and is not erased, without line breaks."""
-        gone = ["".join(row[i].data for i in range(COLUMNS)) for row in self.screen.history.top]
-        return "".join([*gone, *(row.ljust(COLUMNS) for row in self.rows)])
 
 
 @pytest.fixture
 def terminal() -> Iterator[Terminal]:
     terminal = Terminal()
     yield terminal
-    os.close(terminal.master)
-    os.close(terminal.slave)
+    terminal.close()
 
 
 @pytest.fixture
@@ -199,6 +145,16 @@ def test_a_terminal_that_is_made_larger_keeps_one_row(terminal: Terminal) -> Non
         assert "no room" not in terminal.text
 
 
+@pytest.mark.parametrize("columns", [60, 100, 300])
+def test_the_row_is_as_wide_as_the_terminal(columns: int) -> None:
+    terminal = Terminal(columns)
+    with os.fdopen(os.dup(terminal.slave), "w") as stream:
+        LastRow(stream).show("0123456789" * 100)
+        terminal.until(lambda: terminal.last_row.endswith("…"))
+        assert terminal.last_row == ("0123456789" * 100)[: columns - 1] + "…"
+    terminal.close()
+
+
 def test_the_line_tells_what_everybody_does() -> None:
     stage = {"bytes_per_s": 0.0, "active": True}
     shown = {
@@ -224,7 +180,14 @@ def test_the_line_tells_what_everybody_does() -> None:
 
 @pytest.mark.parametrize(
     ("text", "columns", "shown"),
-    [("abc", 3, "abc"), ("abcd", 3, "abc"), ("日本語", 5, "日本"), ("a\x1b[2Jb", 9, "a?[2Jb")],
+    [
+        ("abc", 3, "abc"),
+        ("abcd", 3, "ab…"),
+        ("日本語", 6, "日本語"),
+        ("日本語", 5, "日本…"),
+        ("日本語", 4, "日…"),
+        ("a\x1b[2Jb", 9, "a?[2Jb"),
+    ],
 )
 def test_no_more_is_shown_than_fits(text: str, columns: int, shown: str) -> None:
     assert cut(text, columns) == shown

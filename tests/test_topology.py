@@ -98,15 +98,26 @@ def node(layers: str = "[model.layers.0]", host: str = "h:1", more: str = "") ->
 
 
 BAD = {
-    "not YAML": ("a: [", "not YAML"),
-    "a tab as indentation": ("a:\n\thost: h:1", "not YAML"),
+    "not YAML": (
+        "a: [",
+        r"not YAML: line 1, column 5, 'a: \[': expected the node content, but found '<stream",
+    ),
+    "a colon too many": (
+        "a:\n  host: h: 1\n",
+        r"topology\.yml: not YAML: line 2, column 10, 'host: h: 1': mapping values are not allowed here$",
+    ),
+    "no end of a quotation": (
+        "a:\n  host: 'h:1\n\n",
+        r"line 2, column 9, \"host: 'h:1\": found unexpected end",
+    ),
+    "a tab as indentation": ("a:\n\thost: h:1", r"line 2, column 1, '\\thost: h:1': .*; indent with spaces"),
     "a python object": ("a: !!python/object/apply:os.getcwd []", "not YAML"),
     "nested too deep": ("[" * 1500, "not YAML"),
     "an impossible date": (f"a: {node(more=', description: 2024-99-99')}", "not YAML"),
     "a list": ("- a", "map from node names"),
     "a word": ("hello", "map from node names"),
-    "empty": ("", "map from node names"),
-    "only a comment": ("# nothing", "map from node names"),
+    "empty": ("", "names no node; it must be a map from node names"),
+    "only a comment": ("# nothing", "names no node; it must be a map from node names"),
     "an empty map": ("{}", "map from node names"),
     "node not a map": ("a: 5", "'a' must be a map"),
     "node is nothing": ("a:", "'a' must be a map"),
@@ -133,7 +144,7 @@ BAD = {
         "nodes 'a' and 'b' both claim block 4",
     ),
     "block twice": (f"a: {node('[model.layers.0-4, model.layers.3]')}", "'a' lists block 3 twice"),
-    "node twice": (f"a: {node()}\na: {node('[model.layers.1]')}", "'a' appears twice"),
+    "node twice": (f"a: {node()}\na: {node('[model.layers.1]')}", "'a' appears twice, in lines 1 and 2$"),
     "node twice, as number and text": (f"1: {node()}\n'1': {node('[model.layers.1]')}", "'1'.* twice"),
     "key twice": ("a: {host: 'h:1', host: 'h:2', layers: [model.layers.0]}", "'host' appears twice"),
     "master": (f"master: {node()}", "cannot be called 'master'"),

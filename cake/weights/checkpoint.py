@@ -40,8 +40,11 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._files: dict[str, SafetensorsFile] = {}
+        if folder.is_file():
+            raise CheckpointError(f"{folder} is a file; name the folder with config.json and safetensors")
         if not folder.is_dir():
-            raise CheckpointError(f"no model folder at {folder}")
+            hint = "; a hub id has the form organisation/name" if len(folder.parts) == 1 else ""
+            raise CheckpointError(f"no model folder at {folder}{hint}")
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{folder} has no config.json; is it a Hugging Face model folder?")
         raw = _read_json(folder / "config.json")
