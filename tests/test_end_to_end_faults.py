@@ -15,6 +15,7 @@ import pytest
 from conftest import PROMPTS, CakeProcess, N
 from real_processes import GREEDY, Cli, Start, answered, memory, start_workers, until_stop
 
+from cake import kernels
 from cake.generator import Generator, Piece
 from cake.model.tokenizer import Tokenizer
 from cake.topology import load_topology
@@ -174,6 +175,37 @@ def test_a_worker_killed_in_mid_answer_costs_no_token(
     assert code == 0, stderr
     assert "blocks 10-29 are lost; loading them here" in stderr
     assert start + rest == Tokenizer(demo_model).decode(until_stop(expected[PROMPTS[1]])) + "\n"
+
+
+@pytest.mark.skipif(not kernels.instruction_sets(), reason="torch's sums depend on the number of rows")
+@pytest.mark.parametrize("numbers", [("bfloat16", "none"), ("bfloat16", "int4")], ids="-".join)
+def test_a_replay_rounds_as_the_tokens_did(
+    processes: Start, cli: Cli, tmp_path: Path, numbers: tuple[str, str]
+) -> None:
+    """In bfloat16 too the answer goes on as it would have, though its tokens are run again in one go."""
+    dtype, quantize = numbers
+    topology, workers = start_workers(processes, tmp_path, "0-9", "10-29", dtype=dtype, quantize=quantize)
+    ask = (
+        "--topology",
+        topology,
+        "-n",
+        60,
+        "--prompt",
+        "Tell me a long story.",
+        "--temperature",
+        0,
+        "--adopt",
+    )
+    ask = (*ask, "--dtype", dtype, "--quantize", quantize, "--threads", 1, "--adopt")
+    undisturbed = cli(*ask)
+    master = processes(*ask)
+    master.wait_for("norm, head")
+    assert master.process.stdout is not None
+    start = master.process.stdout.read(40)
+    workers[1].process.kill()
+    rest = master.process.stdout.read()
+    assert "blocks 10-29 are lost; loading them here" in master.finish()[2]
+    assert start + rest == undisturbed.stdout
 
 
 KEY = {"CAKE_CLUSTER_KEY": "correct horse battery staple"}
