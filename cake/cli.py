@@ -123,7 +123,7 @@ The text goes to stdout, everything else to stderr.
     type=click.IntRange(min=0, max=2**63 - 1),
     default=299792458,
     show_default=True,
-    help="The same seed gives the same text.",
+    help="The same seed gives the same text; on a GPU but for rounding.",
 )
 @click.option(
     "--speculate",

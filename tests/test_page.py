@@ -228,7 +228,7 @@ def test_an_answer_is_stopped_by_keyboard_and_the_question_edited(page: Any) -> 
 
 def test_the_settings_promise_the_same_text_for_the_same_seed_as_far_as_it_goes(page: Any) -> None:
     page.click("text=Settings")
-    assert "in bfloat16 but for rounding" in page.inner_text("#settings label:has([name=seed])")
+    assert "on a GPU but for rounding" in page.inner_text("#settings label:has([name=seed])")
 
 
 def test_what_looks_like_html_is_text(page: Any) -> None:

@@ -94,7 +94,7 @@ class Sampled(Body):
     top_k: Index | None = None
     """Choose among so many of the likeliest tokens; 0 for all."""
     seed: Annotated[int, Field(ge=0, lt=2**63), WHOLE] | None = None
-    """The same seed gives the same text; in bfloat16 but for rounding."""
+    """The same seed gives the same text; on a GPU but for rounding."""
     repetition_penalty: Annotated[Finite, Field(ge=0.01, le=100)] | None = None
     """Above 1 makes tokens less likely that came recently."""
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES), WHOLE] | None = None
