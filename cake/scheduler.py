@@ -14,13 +14,13 @@ Knows nothing of text, and of sampling only as a function that it calls.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from cake.chunks import CHUNK_BESIDE_OTHERS, FEW_TOKENS, SENT_AHEAD, chunk_tokens
+from cake.chunks import chunk_tokens
+from cake.departures import Departure, Departures, Room
 from cake.errors import NodeLostError, SessionLostError
 from cake.figures import Figures
 from cake.groups import Groups
@@ -33,13 +33,8 @@ from cake.turns import Turns
 T = TypeVar("T")
 
 
-class Stages(Mendable, Protocol):
+class Stages(Room, Mendable, Protocol):
     """What the scheduler needs of a pipeline."""
-
-    @property
-    def n_stages(self) -> int: ...
-    @property
-    def max_batch_tokens(self) -> int: ...
 
     async def forward(
         self, ids: Sequence[int], segments: Sequence[Segment], until: Mapping[Hashable, int]
@@ -58,13 +53,8 @@ class Scheduler:
         figures: Figures | None = None,
         groups: Groups | None = None,
     ) -> None:
-        self._pipeline, self._chunk, self._groups = pipeline, chunk, groups or Groups()
-        self._few: deque[Job] = deque()  # of sessions that generate
-        self._prompts: deque[Job] = deque()
-        self._away = 0  # sessions that generate and have not got their token yet
-        self._choosing = 0  # those of them whose logits are there
-        self._travelling = 0  # batches
-        self._prompting = 0  # those of them with a part of a prompt
+        self._pipeline, self._chunk = pipeline, chunk
+        self._departures = Departures(pipeline, groups or Groups())
         self._tasks: set[asyncio.Task[None]] = set()
         self._pumping = False
         self._turns = Turns(self._restart)
@@ -73,16 +63,12 @@ class Scheduler:
     @property
     def busy(self) -> bool:
         """Whether a batch is on its way."""
-        return self._travelling > 0
+        return self._departures.under_way
 
     @property
     def n_groups(self) -> int:
         """In how many batches the sessions that generate travel, if there are enough."""
-        return self._groups.number(self._depth)
-
-    @property
-    def _depth(self) -> int:
-        return self._pipeline.n_stages
+        return self._departures.n_groups
 
     async def run(
         self,
@@ -129,12 +115,11 @@ class Scheduler:
         return job.next
 
     def _chunk_for(self, n_tokens: int, wanted: int) -> int:
-        chunk = self._chunk or chunk_tokens(n_tokens, self._depth)
+        chunk = self._chunk or chunk_tokens(n_tokens, self._pipeline.n_stages)
         return min(max(chunk, wanted), self._pipeline.max_batch_tokens)
 
     def _queue(self, job: Job) -> None:
-        few = job.missing <= FEW_TOKENS and job.kept is None  # which go in one part
-        (self._few if few else self._prompts).append(job)
+        self._departures.add(job)
         self._pump_soon()
 
     def _pump_soon(self) -> None:
@@ -144,7 +129,7 @@ class Scheduler:
             asyncio.get_running_loop().call_soon(self._pump)
 
     def _pump(self) -> None:
-        self._pumping, queued = False, (*self._few, *self._prompts)
+        self._pumping, queued = False, self._departures.jobs
         try:
             self._send_batches()
         except Exception as error:  # a mistake of our own: nobody shall wait for what is never sent
@@ -152,98 +137,27 @@ class Scheduler:
 
     def _give_up(self, jobs: Iterable[Job], error: Exception) -> None:
         """They end with this error, and those that come later can be run."""
-        self._few.clear()
-        self._prompts.clear()
+        self._departures.clear()
         for job in jobs:
             job.fail_next()
             if not job.done.done():
                 job.done.set_exception(error)
 
     def _send_batches(self) -> None:
-        # Who sends a job after another knows that the stages have time for it: it needs no room.
-        while (room := self._has_room()) or (self._few and self._few[0].follows):
-            few = self._take_few()
-            beside = self._generating + len(few)
-            parts = few + (self._take_prompt(sum(part.length for part in few), beside) if room else [])
-            if not parts:
-                return
-            self._away += len(few)
-            task = asyncio.create_task(self._travel(parts, len(few)))
+        while departure := self._departures.next():
+            task = asyncio.create_task(self._travel(departure))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            self._travelling += _needs_room(parts)
-            self._prompting += len(parts) > len(few)
-            for job in [part.job.next for part in parts if part.last]:
+            for job in [part.job.next for part in departure.parts if part.last]:
                 if job is not None:
                     self._queue(job)
 
-    @property
-    def _generating(self) -> int:
-        return len(self._few) + self._away
-
-    @property
-    def _at_once(self) -> int:
-        """How many batches travel at once."""
-        return self._depth if self._prompts or self._prompting else self.n_groups
-
-    @property
-    def _share(self) -> int:
-        """The sessions that generate, in each batch."""
-        return -(-self._generating // self._at_once)
-
-    def _has_room(self) -> bool:
-        """Whether a batch may go. A lone prompt sends some ahead: on a slow link they are on their way."""
-        for jobs in (self._few, self._prompts):
-            while jobs and jobs[0].done.done():
-                jobs.popleft()
-        ahead = SENT_AHEAD if self._depth > 1 and not self._generating else 0
-        if self._travelling >= self._at_once + ahead:
-            return False
-        # Of fewer groups than stages none goes while some who belong to it choose: they are to come together.
-        return self._at_once == self._depth or not self._choosing or len(self._few) >= self._share
-
-    def _take_few(self) -> list[Part]:
-        """A share of the sessions that generate, those first that wait longest."""
-        share = self._share
-        parts: list[Part] = []
-        room = self._pipeline.max_batch_tokens
-        while self._few and len(parts) < share and self._few[0].missing <= room:
-            job = self._few.popleft()
-            if not job.done.done() and (part := job.take(room)):
-                parts.append(part)
-                room -= part.length
-        return parts
-
-    def _take_prompt(self, taken: int, generating: int) -> list[Part]:
-        """A chunk of the prompts, in order of arrival; a small one while others are `generating`.
-
-        None for the moment in which others choose: their next tokens shall ride along.
-        """
-        parts: list[Part] = []
-        if self._choosing:
-            return parts
-        room = min(job.chunk for job in self._prompts) if self._prompts else 0
-        if generating:
-            room = min(room, CHUNK_BESIDE_OTHERS)
-        room = min(room, self._pipeline.max_batch_tokens - taken)
-        while self._prompts and room > 0:
-            job = self._prompts[0]
-            if not job.done.done():
-                part = job.take(room)
-                if part is None:
-                    break
-                parts.append(part)
-                room -= part.length
-            if job.missing and not job.done.done():
-                break
-            self._prompts.popleft()
-        return parts
-
-    async def _travel(self, parts: list[Part], n_few: int) -> None:
+    async def _travel(self, departure: Departure) -> None:
         """Through the stages, then choose; whatever happens reaches those who wait."""
+        parts = departure.parts
         try:
             try:
-                await self._through(parts, n_few)
+                await self._through(departure)
             except SessionLostError as error:
                 self._losses.of_session(parts, error)
             except NodeLostError as error:
@@ -251,9 +165,10 @@ class Scheduler:
         except Exception as error:
             fail(parts, error)
         finally:  # when those who got a token have asked for the next
-            asyncio.get_running_loop().call_soon(self._chosen, n_few)
+            asyncio.get_running_loop().call_soon(self._chosen, departure)
 
-    async def _through(self, parts: list[Part], n_few: int) -> None:
+    async def _through(self, departure: Departure) -> None:
+        parts = departure.parts
         batch = [token for part in parts for token in part.ids]
         segments = [part.segment for part in parts]
         until: dict[Hashable, int] = {
@@ -262,22 +177,15 @@ class Scheduler:
         try:
             hidden = await self._pipeline.forward(batch, segments, until)
         finally:  # before the head: the stages shall not wait for it
-            self._travelling -= _needs_room(parts)
-            self._prompting -= len(parts) > n_few
-            self._choosing += n_few
+            self._departures.arrived(departure)
             self._pump_soon()
         await self._finish(parts, hidden)
 
-    def _chosen(self, n_few: int) -> None:
-        self._choosing -= n_few
-        self._away -= n_few
-        if self._prompts or self._prompting:
-            self._groups.disturbed()
-        else:
-            self._groups.came(n_few, self._generating, self._depth)
+    def _chosen(self, departure: Departure) -> None:
+        self._departures.chosen(departure)
         self._pump()
 
-    async def _finish(self, parts: list[Part], hidden: Tensor) -> None:
+    async def _finish(self, parts: Sequence[Part], hidden: Tensor) -> None:
         """Tell of progress, and let the jobs whose tokens end here choose."""
         jobs: list[Job] = []
         rows: list[int] = []
@@ -308,8 +216,7 @@ class Scheduler:
         """What is on its way is of no use any more, and no more is sent."""
         job.fail_next()
         job.attempt += 1
-        if job in self._prompts:
-            self._prompts.remove(job)
+        self._departures.remove(job)
 
     def _restart(self, job: Job) -> None:
         """From what the stages hold of it."""
@@ -317,8 +224,3 @@ class Scheduler:
         job.sent, job.source = job.session.held, job.session.source
         job.chunk = self._chunk_for(job.missing, job.wanted)
         self._queue(job)
-
-
-def _needs_room(parts: Sequence[Part]) -> bool:
-    """Whether a batch is more than jobs that follow others."""
-    return not all(part.job.follows for part in parts)

@@ -376,7 +376,7 @@ async def test_a_mistake_of_our_own_reaches_all_who_wait_and_the_next_are_served
         raise RuntimeError("a mistake")
 
     with monkeypatch.context() as changed:
-        changed.setattr(scheduler, where, mistake)
+        changed.setattr(scheduler._departures, where, mistake)
         while gate.waiting:
             await gate.let()
     for waiting in (generating, reading):
