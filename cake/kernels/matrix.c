@@ -232,11 +232,18 @@ static float *wide_row(const struct quantizing *job, int64_t row, float *x)
 static void quantize_part(void *argument)
 {
     struct quantizing *job = argument;
-    float *x = calloc((size_t)job->matrix->columns, sizeof(float)); /* columns beyond the source's stay 0 */
+    const struct matrix *m = job->matrix;
+    const int packs = m->bits == 16 && job->bfloat && job->source_columns == m->columns;
+    float *x = calloc((size_t)m->columns, sizeof(float)); /* columns beyond the source's stay 0 */
     int64_t row;
-    while (x && (row = atomic_fetch_add(&job->next, TILE_ROWS)) < job->rows)
-        for (int64_t end = row + TILE_ROWS < job->rows ? row + TILE_ROWS : job->rows; row < end; row++)
-            used->quantize_row(job->matrix, job->first + row, wide_row(job, row, x));
+    while (x && (row = atomic_fetch_add(&job->next, TILE_ROWS)) < job->rows) {
+        const int64_t end = row + TILE_ROWS < job->rows ? row + TILE_ROWS : job->rows;
+        if (packs)
+            pack_rows(m, job->first + row, end - row, (const uint16_t *)job->source + row * m->columns);
+        else
+            for (; row < end; row++)
+                used->quantize_row(m, job->first + row, wide_row(job, row, x));
+    }
     free(x);
 }
 

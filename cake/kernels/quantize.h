@@ -3,6 +3,12 @@
 /* Where column `c` (0..31) of row `r` (0..15) lies in a tile's group, in bytes. */
 INLINE int place(int r, int c) { return c / 4 * 4 * TILE_ROWS + r * 4 + c % 4; }
 
+/* Where the first two columns of a row of bfloat16 lie, in bytes. */
+INLINE int64_t pair_of(const struct matrix *m, int64_t row)
+{
+    return (row / TILE_ROWS * TILE_ROWS * m->columns + row % TILE_ROWS * 2) * 2;
+}
+
 INLINE int32_t clamp(int32_t x, int32_t low, int32_t high) { return x < low ? low : x > high ? high : x; }
 
 /* The smallest multiple, 0..255, of `unit` that is not (noticeably) smaller than `scale`. */
@@ -87,10 +93,25 @@ INLINE void quantize_row4(const struct matrix *m, int64_t row, const float *x)
 /* bfloat16 is kept as it is, and what is not becomes it. */
 INLINE void pack_row(const struct matrix *m, int64_t row, const float *x)
 {
-    uint8_t *w = m->weights + (row / TILE_ROWS * TILE_ROWS * m->columns + row % TILE_ROWS * 2) * 2;
+    uint8_t *w = m->weights + pair_of(m, row);
     for (int64_t c = 0; c < m->columns; c += 2, w += 4 * TILE_ROWS) {
         const uint16_t pair[2] = {to_bfloat(x[c]), to_bfloat(x[c + 1])};
         memcpy(w, pair, sizeof pair);
+    }
+}
+
+/* Rows `row` ... of even length that are bfloat16 already: a few columns of all of them at a time, as they come
+   to lie in the same lines of the cache. */
+INLINE void pack_rows(const struct matrix *m, int64_t row, int64_t rows, const uint16_t *x)
+{
+    enum { PIECE = 32 };
+    for (int64_t c = 0; c < m->columns; c += PIECE) {
+        const int64_t end = c + PIECE < m->columns ? c + PIECE : m->columns;
+        for (int64_t r = 0; r < rows; r++) {
+            uint8_t *w = m->weights + pair_of(m, row + r) + c * 2 * TILE_ROWS;
+            for (int64_t at = c; at < end; at += 2, w += 4 * TILE_ROWS)
+                memcpy(w, x + r * m->columns + at, 4);
+        }
     }
 }
 
