@@ -27,7 +27,7 @@ def library() -> ctypes.CDLL | None:
         return None
     kernels.cake_set_name.restype = ctypes.c_char_p
     kernels.cake_multiply.argtypes = [POINTER, POINTER, SIZE, SIZE, POINTER, ctypes.c_int, SIZE]
-    kernels.cake_large_pages.argtypes = [POINTER, ctypes.c_size_t]
+    kernels.cake_fresh_memory.argtypes = [POINTER, ctypes.c_size_t, SIZE]
     kernels.cake_quantize.argtypes = [POINTER, POINTER, ctypes.c_int, SIZE, SIZE, SIZE, SIZE]
     kernels.cake_block.argtypes = [POINTER, SIZE, POINTER, SIZE, POINTER, POINTER, POINTER, SIZE, SIZE]
     kernels.cake_set_threads(*_entries_of_torchs_openmp())

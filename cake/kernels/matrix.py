@@ -38,7 +38,7 @@ class NativeMatrix:
         self._weights = torch.empty(padded_rows * width * bits // 8, dtype=torch.uint8)
         self._scales = torch.empty(n_groups * (2 if bits == 4 else 1), dtype=torch.uint8)
         self._row_scales = torch.empty(padded_rows if n_groups else 0)
-        kernels.cake_large_pages(self._weights.data_ptr(), self._weights.nbytes)
+        kernels.cake_fresh_memory(self._weights.data_ptr(), self._weights.nbytes, torch.get_num_threads())
         if padded_rows > rows:  # what no row fills is multiplied all the same
             for part in (self._weights, self._scales, self._row_scales):
                 part.zero_()
@@ -62,14 +62,10 @@ class NativeMatrix:
         if source.dtype not in (torch.float32, torch.bfloat16):
             source = source.float()
         is_bfloat, n = int(source.dtype == torch.bfloat16), source.shape[0]
+        # Laying out is sooner done than threads have come together, which then spin where others read.
+        threads = 1 if self.bits == 16 else torch.get_num_threads()
         self._kernels.cake_quantize(
-            self.address,
-            source.data_ptr(),
-            is_bfloat,
-            first_row,
-            n,
-            self.columns,
-            torch.get_num_threads(),
+            self.address, source.data_ptr(), is_bfloat, first_row, n, self.columns, threads
         )
 
     def multiply(self, x: Tensor, rounds: bool = False) -> Tensor:
