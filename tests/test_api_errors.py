@@ -13,6 +13,7 @@ from cake.api import service as service_module
 from cake.api.errors import RETRY_AFTER_S, ApiError, api_error
 from cake.api.openai.shapes import error_body
 from cake.api.service import Service
+from cake.departures import Departures
 from cake.errors import (
     CakeError,
     CheckpointError,
@@ -28,7 +29,6 @@ from cake.errors import (
 )
 from cake.generator import Generator, check_prompt
 from cake.model.sampling import SamplingParams
-from cake.scheduler import Scheduler
 
 
 def test_more_requests_than_there_is_room_for_are_told_when_to_come_back(
@@ -100,7 +100,7 @@ async def test_a_mistake_of_our_own_is_told_at_once_and_the_server_goes_on(
     body = {"model": "tiny", "prompt": [1, 2, 3], "max_tokens": 2}
     async with serving_http(tiny_model) as served:
         with monkeypatch.context() as changed:
-            changed.setattr(Scheduler, "_take_few", mistake)
+            changed.setattr(Departures, "_take_few", mistake)
             answer = await served.client.post("/v1/completions", json=body)
         assert answer.status_code == 500
         number = caplog.records[-1].getMessage().split()[-1]

@@ -95,7 +95,7 @@ def page(browser: Any, cluster: Running) -> Iterator[Any]:
 
 
 def ask(page: Any, text: str) -> Any:
-    """Send a message; its answer, which may still be coming."""
+    """Send a message; its answer, which may still be coming: until it is there, #send is hidden."""
     page.fill("#question", text)
     page.press("#question", "Enter")
     return page.locator("#messages .assistant").last
@@ -103,13 +103,11 @@ def ask(page: Any, text: str) -> Any:
 
 def test_an_answer_streams_and_is_kept_and_asked_for_again(page: Any) -> None:
     ask(page, "Name three colours.")
-    page.wait_for_selector("#stop:visible")
     page.wait_for_selector("#send:visible")
     answer = page.inner_text("#messages .assistant .body")
     assert answer
     assert "tokens/s" in page.inner_text("#messages .assistant .note")
     page.click("text=Retry")
-    page.wait_for_selector("#stop:visible")
     page.wait_for_selector("#send:visible")
     assert page.inner_text("#messages .assistant .body") == answer
     page.reload()
@@ -274,7 +272,6 @@ def test_texts_can_be_read_and_nothing_is_cut_off(
     page.click(f"nav >> text={view.title()}")
     if view == "chat":
         ask(page, "Say hello.")
-        page.wait_for_selector("#stop:visible")
         page.wait_for_selector("#send:visible")
     else:
         page.wait_for_selector("#pipeline .node >> nth=2")
@@ -328,7 +325,6 @@ def test_a_killed_worker_is_shown_at_once_and_its_answer_goes_on_when_it_is_back
     assert page.inner_text("#delay") == ""
     with_loss = answer.inner_text()
     page.click("text=Retry")
-    page.wait_for_selector("#stop:visible")
     page.wait_for_selector("#messages .assistant .note:has-text('120 tokens')")
     assert answer.inner_text() == with_loss
 
