@@ -95,7 +95,7 @@ NAME(tile)(const int T, const int bits, const struct matrix *m, int64_t tile, co
    than reading the weights twice. */
 #define WITH_TOKENS(function, tokens, ...)                                                             \
     if (tokens > 4)                                                                                    \
-        NAME(function)(AT_ONCE, __VA_ARGS__);                                                       \
+        NAME(function)(AT_ONCE, __VA_ARGS__);                                                          \
     else if (tokens > 2)                                                                               \
         NAME(function)(4, __VA_ARGS__);                                                                \
     else if (tokens == 2)                                                                              \
