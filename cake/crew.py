@@ -8,11 +8,12 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from cake.dialling import HungUpError, Patience, UnreachableError, connect_worker
 from cake.errors import NodeError, NodeLostError
 from cake.net.tls import Credentials
 from cake.news import News
 from cake.protocol.handshake import Expectation
-from cake.remote import HungUpError, Patience, RemoteWorker, UnreachableError, connect_worker
+from cake.remote import RemoteWorker
 from cake.tasks import end
 from cake.topology import Node
 

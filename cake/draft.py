@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 
 from cake.budget import CacheBudget
 from cake.device import DeviceThread
+from cake.dialling import Patience
 from cake.errors import CakeError
 from cake.job import nothing
 from cake.model.sampling import Sampler
 from cake.model.tokenizer import Tokenizer
 from cake.pipeline import Pipeline, open_pipeline
-from cake.remote import Patience
 from cake.scheduler import Scheduler
 from cake.session import Session
 from cake.topology import Topology

@@ -9,6 +9,7 @@ from typing import Any
 
 from cake.budget import CacheBudget
 from cake.device import DeviceThread, choose_context, choose_placement
+from cake.dialling import Patience
 from cake.draft import DraftModel, open_draft_checkpoint
 from cake.errors import CakeError
 from cake.generator import Generator, check_prompt
@@ -18,7 +19,6 @@ from cake.net.tls import new_credentials
 from cake.options import MasterOptions, SamplingOptions
 from cake.pipeline import OnBytes, open_pipeline
 from cake.progress import loading_bar, prompt_bar
-from cake.remote import Patience
 from cake.report import Answer, as_json, closing_lines, topology_table
 from cake.routes import Recovery
 from cake.session import Session

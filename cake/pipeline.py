@@ -17,13 +17,13 @@ from cake.budget import CacheBudget
 from cake.cover import Offer, cheapest_cover
 from cake.crew import Crew, Member
 from cake.device import DeviceThread
+from cake.dialling import Patience
 from cake.model.batch import Batch, Segment
 from cake.model.config import ModelConfig
 from cake.model.linear import Placement
 from cake.model.llama import Embedding, Head, load_ends
 from cake.net.tls import Credentials
 from cake.protocol.handshake import MAX_BATCH_TOKENS, Expectation, describe_spans
-from cake.remote import Patience
 from cake.route import AnyStage, Route
 from cake.routes import Recovery, Routes
 from cake.stage import LocalStage

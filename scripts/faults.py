@@ -23,13 +23,13 @@ from cluster import served_port
 from relay import Relay
 
 from cake.device import DeviceThread
+from cake.dialling import Patience
 from cake.generator import Generator
 from cake.model.linear import Placement
 from cake.model.sampling import SamplingParams
 from cake.model.tokenizer import Tokenizer
 from cake.net.tls import Credentials
 from cake.pipeline import Pipeline, open_pipeline
-from cake.remote import Patience
 from cake.routes import Recovery
 from cake.session import Session
 from cake.topology import Node, Topology, dump_topology

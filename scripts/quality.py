@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from cake.crew import Crew
 from cake.device import DeviceThread
+from cake.dialling import Patience
 from cake.model.batch import Batch, Segment
 from cake.model.linear import Placement, Quantization
 from cake.model.llama import load_ends
@@ -32,7 +33,6 @@ from cake.model.tokenizer import Tokenizer
 from cake.pipeline import Pipeline, open_pipeline
 from cake.protocol.messages import WireTensor
 from cake.protocol.tensors import from_wire, to_wire
-from cake.remote import Patience
 from cake.routes import Routes
 from cake.stage import Computed, LocalStage
 from cake.text import columns

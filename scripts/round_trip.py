@@ -15,13 +15,14 @@ from collections.abc import Iterator
 import torch
 
 from cake.chain import Chain
+from cake.dialling import Patience, connect_worker
 from cake.model.batch import Batch, Segment
 from cake.net.connection import connect
 from cake.net.listener import bind
 from cake.protocol.handshake import Expectation, hello
 from cake.protocol.messages import Forward, WireSegment, WireTensor
 from cake.protocol.tensors import to_wire
-from cake.remote import Patience, RemoteStage, connect_worker
+from cake.remote import RemoteStage
 from cake.stage import Answered
 from cake.stage_stats import StageStats
 from cake.topology import Node

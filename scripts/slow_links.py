@@ -25,9 +25,9 @@ from netsim import bit_rate, duration
 from safetensors.torch import save_file
 
 from cake.device import DeviceThread
+from cake.dialling import Patience
 from cake.model.linear import Placement
 from cake.pipeline import Pipeline, open_pipeline
-from cake.remote import Patience
 from cake.scheduler import Scheduler
 from cake.session import Session
 from cake.text import columns, human_bytes

@@ -21,11 +21,12 @@ from round_trip import HIDDEN_SIZE, echo_worker, measure_round_trips
 from trial import GREEDY
 
 from cake.device import DeviceThread, available_cores
+from cake.dialling import Patience
 from cake.generator import Generator
 from cake.model.linear import Placement
 from cake.model.tokenizer import Tokenizer
 from cake.pipeline import Pipeline, open_pipeline
-from cake.remote import Patience, RemoteStage
+from cake.remote import RemoteStage
 from cake.session import Session
 from cake.text import columns, human_bytes
 from cake.topology import Topology

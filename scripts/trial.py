@@ -16,13 +16,13 @@ import torch
 from cluster import running_workers
 
 from cake.device import DeviceThread
+from cake.dialling import Patience
 from cake.generator import Generator
 from cake.model.linear import Placement
 from cake.model.sampling import SamplingParams
 from cake.model.tokenizer import Tokenizer
 from cake.net.tls import Credentials, new_credentials
 from cake.pipeline import Pipeline, open_pipeline
-from cake.remote import Patience
 from cake.session import Session
 from cake.stage import Stage
 from cake.topology import Topology

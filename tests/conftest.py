@@ -22,6 +22,7 @@ from filelock import FileLock
 from cake.budget import CacheBudget
 from cake.cli import main
 from cake.device import DeviceThread
+from cake.dialling import Patience
 from cake.generator import Generator
 from cake.memory import memory_of
 from cake.model.linear import Placement
@@ -31,7 +32,6 @@ from cake.net.admission import parse_networks
 from cake.net.listener import bind
 from cake.net.tls import Credentials
 from cake.pipeline import Pipeline, open_pipeline
-from cake.remote import Patience
 from cake.session import Session
 from cake.stage import LocalStage
 from cake.topology import Node, Topology

@@ -17,11 +17,12 @@ from test_connection import soon
 from test_worker import HELLO, ask, forward, raw
 
 from cake.chain import Chain, link_stages
+from cake.dialling import connect_worker
 from cake.errors import NodeError, SessionLostError
 from cake.model.batch import Batch, Segment
 from cake.pipeline import expectation
 from cake.protocol.messages import Failed, Forget, Goodbye, Hop, Link, Linked, Result, Welcome
-from cake.remote import RemoteStage, connect_worker
+from cake.remote import RemoteStage
 from cake.stage import LocalStage
 from cake.topology import Node
 from cake.weights.checkpoint import Checkpoint

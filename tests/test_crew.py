@@ -9,8 +9,8 @@ from test_connection import soon
 from test_remote import EXPECTED, WELCOME, Peer, fake
 
 from cake.crew import Crew, Member
+from cake.dialling import Patience
 from cake.protocol.messages import Goodbye, Message
-from cake.remote import Patience
 
 REFUSAL, OTHER = Goodbye("I am 'attic'"), Goodbye("no room")
 
@@ -62,7 +62,9 @@ async def test_what_keeps_a_lost_worker_out_is_told_once(
         assert re.match(f"worker 'porch' at {node.address} {pattern}", line)
 
 
-async def test_a_worker_that_leaves_as_soon_as_it_has_come_is_looked_for() -> None:
+async def test_a_worker_that_leaves_as_soon_as_it_has_come_is_looked_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     script: list[list[Message]] = [[WELCOME, Goodbye("I was stopped")], [WELCOME]]
 
     async def answer(peer: Peer) -> None:
@@ -76,3 +78,5 @@ async def test_a_worker_that_leaves_as_soon_as_it_has_come_is_looked_for() -> No
         while script or not crew.workers:
             await crew.news.wait(30)
         await soon(crew.close())
+    assert not script, "it was dialled again"
+    assert [record.getMessage() for record in caplog.records] == ["worker 'porch' is there"]

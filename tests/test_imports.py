@@ -31,6 +31,7 @@ FORBIDDEN = [  # who, whom, and who may nevertheless
     ("stage.py", "cake.net", ()),
     ("net", "cake.stage", ()),
     ("net", "cake.remote", ()),
+    ("remote.py", "cake.dialling", ()),
     ("remote.py", "cake.pipeline", ()),
     ("pipeline.py", "cake.generator", ()),
     ("generator.py", "cake.master", ()),

@@ -13,6 +13,7 @@ import pytest
 from conftest import GREEDY, NoText, cpu_thread, greedy_ids, pipeline_over, serving
 from relay import Relay
 
+from cake.dialling import Patience
 from cake.errors import NodeLostError
 from cake.generator import Generator
 from cake.links import connect_peer as really_connect
@@ -23,7 +24,7 @@ from cake.net.tls import Credentials
 from cake.pipeline import Pipeline, open_pipeline
 from cake.protocol.frames import Frame
 from cake.protocol.messages import Link
-from cake.remote import Patience, RemoteWorker
+from cake.remote import RemoteWorker
 from cake.routes import Recovery
 from cake.session import Session
 from cake.stage import Computed, LocalStage

@@ -14,6 +14,7 @@ from msgspec import structs
 from test_connection import soon
 
 from cake.chain import Chain
+from cake.dialling import Patience, connect_worker
 from cake.errors import NodeError, SessionLostError
 from cake.model.batch import Batch, Segment
 from cake.net.connection import Connection, connect
@@ -36,7 +37,7 @@ from cake.protocol.messages import (
     WireSegment,
     WireTensor,
 )
-from cake.remote import Patience, RemoteStage, RemoteWorker, connect_worker
+from cake.remote import RemoteStage, RemoteWorker
 from cake.topology import Node
 
 SPAN = range(0, 3)
@@ -179,7 +180,7 @@ async def test_a_listener_that_appears_after_a_while(monkeypatch: pytest.MonkeyP
             opened.append(await asyncio.start_server(answer, sock=listener))
 
     with reserved_port() as (listener, node):
-        monkeypatch.setattr("cake.remote.asyncio.sleep", open_later)
+        monkeypatch.setattr("cake.dialling.asyncio.sleep", open_later)
         patience = Patience(total=60, first_pause=1, longest_pause=3)
         worker = await soon(connect_worker(node, EXPECTED, patience))
         assert worker.welcome == WELCOME
@@ -270,7 +271,7 @@ async def test_a_refusal_that_comes_before_the_greeting(monkeypatch: pytest.Monk
         peer.say(Goodbye("not from there"))
         await peer.gone()
 
-    monkeypatch.setattr("cake.remote.connect", connect_and_hear)
+    monkeypatch.setattr("cake.dialling.connect", connect_and_hear)
     async with fake(refuse) as node:
         with pytest.raises(NodeError, match=f"^worker 'porch' at {node.address} refused: not from there$"):
             await soon(connect_worker(node, EXPECTED, Patience()))

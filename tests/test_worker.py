@@ -18,6 +18,7 @@ from test_connection import soon
 from test_remote import Peer
 
 from cake.chain import Chain
+from cake.dialling import connect_worker
 from cake.errors import SessionLostError
 from cake.model.batch import Batch, Segment
 from cake.pipeline import expectation
@@ -36,7 +37,7 @@ from cake.protocol.messages import (
     WireTensor,
 )
 from cake.protocol.tensors import from_wire, to_wire
-from cake.remote import RemoteStage, connect_worker
+from cake.remote import RemoteStage
 from cake.stage import LocalStage
 from cake.topology import Node
 from cake.visit import Service
